@@ -1,0 +1,48 @@
+# Every target works from a fresh clone: it makes .venv with what it needs, pinned by constraints.txt.
+PYTHON ?= python3
+BIN    := .venv/bin
+PIP    := $(BIN)/pip install --quiet --constraint constraints.txt
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: help demo test test-slow check lint types docs bench peers browser clean
+help:             ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+.venv/.core: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) --upgrade pip
+	$(PIP) torch
+	$(PIP) --editable '.[examples]'
+	@touch $@
+
+.venv/.dev: .venv/.core
+	$(PIP) --editable '.[dev,docs]'
+	@touch $@
+
+demo: .venv/.core  ## install, audit the built-in digits network, write audit.html
+	$(BIN)/gaugefix audit digits-mlp
+
+test: .venv/.dev   ## the fast test suite
+	$(BIN)/pytest -n 2 -m "not slow and not peer"
+
+test-slow: .venv/.dev  ## everything, the long tests and peer comparisons too
+	$(BIN)/pytest -n 2
+
+lint: .venv/.dev   ## formatting and lint, docstrings included
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: .venv/.dev  ## static types, strict
+	$(BIN)/mypy
+
+check: lint types test  ## what CI runs
+
+docs: .venv/.dev   ## build the documentation, gallery included, warnings are errors
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --builder html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
+bench: .venv/.dev  ## run the benchmarks, results to benchmarks/results/*.json
+	$(BIN)/python -m benchmarks
+
+clean:             ## remove what the targets made
+	rm -rf .venv docs/_build docs/gallery docs/api .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,127 @@
+"""Units: an axis class with every place where its members live in the parameters.
+
+Folding, alignment, monitors and forecasts all walk over these; none of them needs to know the architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+Role = Literal["write", "read", "gain"]
+Params = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """One occurrence of an axis class in one dimension of one parameter.
+
+    Attributes:
+        param: dotted name of the parameter, as in ``named_parameters()``.
+        dim: the dimension of that parameter along which the units are laid out.
+        index: ``(fibers, units, entries)`` positions along ``dim``; unit ``i`` of fiber ``a`` owns
+            ``index[a, i]``. ``entries`` > 1 when a unit owns a block (a head, a flattened channel).
+        role: "write" if the entries produce the unit (rows of a Linear, its bias), "read" if they consume it
+            (columns of the next Linear), "gain" if they multiply or shift it elementwise (norm weights).
+    """
+
+    param: str
+    dim: int
+    index: Int[np.ndarray, "fibers units entries"]
+    role: Role
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """Entries of every unit, as ``(fibers, units, entries, *other dims)``."""
+        index = torch.from_numpy(np.ascontiguousarray(self.index)).to(tensor.device)
+        return tensor.movedim(self.dim, 0)[index]
+
+    def put(self, tensor: Tensor, value: Tensor) -> Tensor:
+        """A copy of ``tensor`` in which the entries of every unit are ``value`` (the shape of `take`)."""
+        index = torch.from_numpy(np.ascontiguousarray(self.index)).to(tensor.device)
+        out = tensor.clone()
+        out.movedim(self.dim, 0)[index] = value
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """An axis class: ``size`` interchangeable units in each of ``fibers`` independent copies.
+
+    A hidden layer of 32 neurons has ``size=32, fibers=1``; the head dimension of 8 heads has ``size=head_dim,
+    fibers=8``; the heads themselves are units of another class with ``size=8, fibers=1``.
+
+    Attributes:
+        name: readable and unique within one model: the module that writes it, ``"net.0"``.
+        size: number of units in each fiber.
+        fibers: number of independent copies.
+        slices: every occurrence in the parameters.
+        activation: what happens elementwise between the writing and the reading side: "identity", "relu",
+            "leaky_relu", "tanh", "gelu", … or "mixed" when there is more than one.
+        kind: "hidden", "residual", "head", "head_dim", "channel", or "other"; a label for people.
+    """
+
+    name: str
+    size: int
+    fibers: int
+    slices: tuple[Slice, ...]
+    activation: str = "identity"
+    kind: str = "hidden"
+    flags: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def incoming(self) -> tuple[Slice, ...]:
+        """Slices that write the unit: incoming weights and bias."""
+        return tuple(s for s in self.slices if s.role == "write")
+
+    @property
+    def outgoing(self) -> tuple[Slice, ...]:
+        """Slices that read the unit."""
+        return tuple(s for s in self.slices if s.role == "read")
+
+    @property
+    def gains(self) -> tuple[Slice, ...]:
+        """Elementwise gains and shifts of the unit."""
+        return tuple(s for s in self.slices if s.role == "gain")
+
+    @property
+    def homogeneous(self) -> bool:
+        """Whether the activation is positively homogeneous: φ(cx) = cφ(x) for every c > 0."""
+        return self.activation in {"identity", "relu", "leaky_relu"}
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the parameters the class occurs in, without repeats."""
+        return tuple(dict.fromkeys(s.param for s in self.slices))
+
+    def rows(self, params: Params, role: Role | None = None) -> Tensor:
+        """One row per unit with all its entries: ``(fibers * size, entries)``.
+
+        Args:
+            params: parameters (or gradients) by name.
+            role: restrict to the slices of one role; by default all of them.
+
+        Returns:
+            The rows, ordered by fiber, then unit; columns in the order of `slices`. ``(fibers * size, 0)`` if
+            there is no such slice.
+        """
+        parts = [
+            s.take(params[s.param]).reshape(self.fibers * self.size, -1)
+            for s in self.slices
+            if role is None or s.role == role
+        ]
+        if parts:
+            return torch.cat(parts, dim=1)
+        return next(iter(params.values())).new_zeros(self.fibers * self.size, 0)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Pairs (fiber, unit)."""
+        return ((a, i) for a in range(self.fibers) for i in range(self.size))
+
+    def __len__(self) -> int:
+        return self.fibers * self.size
