@@ -130,7 +130,12 @@ def _jacobian(model: nn.Module, params: Mapping[str, Tensor], args: Any, kwargs:
 
 
 def check_symmetries(
-    found: Symmetries, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, seed: int = 0
+    found: Symmetries,
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
 ) -> None:
     """Assert that every symmetry keeps the function and that its claimed dimension is that of its generators.
 

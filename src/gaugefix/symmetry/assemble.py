@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import combinations
 from math import prod
 
@@ -32,6 +33,7 @@ def assemble(classes: Classes) -> Symmetries:
     builder = _Builder(classes)
     gauges, notes = find_gauges(classes, builder.names)
     symmetries = [*builder.axis_groups(), *builder.scales(), *builder.signs(), *gauges]
+    symmetries = _unique_names(symmetries)
     symmetries, note = settle_dims(symmetries, builder.shapes)
     notes += [note] if note else []
     params = lower.graph.params
@@ -44,6 +46,15 @@ def assemble(classes: Classes) -> Symmetries:
         output=lower.graph.output_name,
         shapes=builder.shapes,
     )
+
+
+def _unique_names(symmetries: list[Symmetry]) -> list[Symmetry]:
+    seen: Counter[str] = Counter()
+    out = []
+    for s in symmetries:
+        seen[s.name] += 1
+        out.append(s if seen[s.name] == 1 else replace(s, name=f"{s.name} #{seen[s.name]}"))
+    return out
 
 
 def subsets(sector: frozenset[Axis]) -> list[frozenset[Axis]]:
@@ -289,7 +300,7 @@ class _Diagonals:
             base = ", ".join(
                 dict.fromkeys(v[0].name.rpartition(".")[0] or v[0].name for v in sorted(row, key=lambda v: place[v[0]]))
             )
-        name = builder.unique(f"{base}: {'flip signs' if self.kind == 'sign' else 'rescale'}")
+        name = f"{base}: {'flip signs' if self.kind == 'sign' else 'rescale'}"
         count = prod(sizes)
         if self.kind == "sign":
             group, dim = f"Z_2^{count}" if count > 1 else "Z_2", 0

@@ -6,6 +6,8 @@ from gaugefix.symmetry.axes import Axis
 from gaugefix.symmetry.classes import Classes
 from gaugefix.symmetry.groups import Symmetry
 from gaugefix.symmetry.shift_group import find_shifts
+from gaugefix.symmetry.shifts import ShiftFlow
+from gaugefix.symmetry.stream import find_stream_symmetries
 
 
 def find_gauges(classes: Classes, names: dict[Axis, str]) -> tuple[list[Symmetry], list[str]]:
@@ -18,5 +20,7 @@ def find_gauges(classes: Classes, names: dict[Axis, str]) -> tuple[list[Symmetry
     Returns:
         The symmetries and the notes.
     """
-    shifts, notes = find_shifts(classes, names)
-    return shifts, notes
+    flow = ShiftFlow(classes)
+    shifts, notes = find_shifts(flow, names)
+    stream = find_stream_symmetries(classes, names, {value for value, _ in flow.sources})
+    return [*shifts, *stream], notes

@@ -77,9 +77,7 @@ def generator_dims(symmetries: Iterable[Symmetry], params: Params, *, threshold:
     return dims
 
 
-def settle_dims(
-    symmetries: list[Symmetry], shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[list[Symmetry], str | None]:
+def settle_dims(symmetries: list[Symmetry], shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[Symmetry], str | None]:
     """Correct the dimensions behind a bottleneck.
 
     A general linear group on n units acts freely if the weights that write or those that read them have rank n. Wider
@@ -96,7 +94,10 @@ def settle_dims(
         return symmetries, None
     entries = sum(s.n_generators for s in symmetries) * sum(math.prod(shape) for shape in shapes.values())
     if entries > MAX_ENTRIES:
-        return symmetries, "a linear layer is wider than both its neighbours: the number of directions is an upper bound"
+        return (
+            symmetries,
+            "a linear layer is wider than both its neighbours: the number of directions is an upper bound",
+        )
     dims = iter(generator_dims(symmetries, generic_parameters(shapes, torch.Generator().manual_seed(0))))
     return [replace(s, dim=next(dims)) if s.level == "function" else s for s in symmetries], None
 

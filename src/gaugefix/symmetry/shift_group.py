@@ -13,7 +13,6 @@ from scipy.linalg import null_space
 from torch import Tensor
 
 from gaugefix.symmetry.axes import Axis
-from gaugefix.symmetry.classes import Classes
 from gaugefix.symmetry.graph import Value
 from gaugefix.symmetry.groups import Symmetry
 from gaugefix.symmetry.records import Cut, Label, Norm, Operand, Product, Record, Sum
@@ -98,7 +97,9 @@ class ShiftAction:
             shifts[part] = t if t.shape[record.dim] == 1 else t.narrow(record.dim, record.start, part.shape[record.dim])
         elif part in shifts and whole in self.flow.classes.data:
             t = shifts[part]
-            shape = [max(a, b) for a, b in zip(t.shape, shifts[whole].shape if whole in shifts else t.shape, strict=True)]
+            shape = [
+                max(a, b) for a, b in zip(t.shape, shifts[whole].shape if whole in shifts else t.shape, strict=True)
+            ]
             shape[record.dim] = whole.shape[record.dim]
             full = shifts[whole].expand(shape).clone() if whole in shifts else t.new_zeros(shape)
             full.narrow(record.dim, record.start, part.shape[record.dim]).add_(t)
@@ -265,9 +266,7 @@ class Shift(Symmetry):
             constants = self._projected(params, element)
         else:
             function = self._function(element)
-            constants = {
-                s: c * _place(self.action, s, function, self.leaves).to(element) for s, c in self.sources
-            }
+            constants = {s: c * _place(self.action, s, function, self.leaves).to(element) for s, c in self.sources}
         change, _ = self.action.run(params, constants, [])
         out = dict(params)
         for name, delta in change.items():
@@ -314,7 +313,9 @@ def _place(action: ShiftAction, source: Source, function: Tensor, order: tuple[A
     value, cell = source
     layouts = action.flow.classes.cells.layout(value)
     index, leaves = _cell_index(action, source)
-    shape = [value.shape[d] if len(i) > 1 or value.shape[d] == 1 or len(layouts[d]) > 1 else 1 for d, i in enumerate(index)]
+    shape = [
+        value.shape[d] if len(i) > 1 or value.shape[d] == 1 or len(layouts[d]) > 1 else 1 for d, i in enumerate(index)
+    ]
     flat_leaves = [leaf for group in leaves for leaf in group]
     expanded = function
     for leaf in flat_leaves:
@@ -322,7 +323,9 @@ def _place(action: ShiftAction, source: Source, function: Tensor, order: tuple[A
             expanded = expanded.unsqueeze(-1)
     names = [*order, *(leaf for leaf in flat_leaves if leaf not in order)]
     sizes = [leaf.size for leaf in flat_leaves]
-    block = expanded.permute([names.index(leaf) for leaf in flat_leaves] + [i for i, n in enumerate(names) if n not in flat_leaves])
+    block = expanded.permute(
+        [names.index(leaf) for leaf in flat_leaves] + [i for i, n in enumerate(names) if n not in flat_leaves]
+    )
     block = block.reshape(block.shape[: len(flat_leaves)]).expand(sizes).reshape([len(i) for i in index])
     out = function.new_zeros(shape)
     out[np.ix_(*index)] = block
@@ -360,17 +363,16 @@ def condition_matrix(
     return torch.stack(columns, dim=1) if columns else seen(zero)[:, None]
 
 
-def find_shifts(classes: Classes, names: dict[Axis, str]) -> tuple[list[Symmetry], list[str]]:
+def find_shifts(flow: ShiftFlow, names: dict[Axis, str]) -> tuple[list[Symmetry], list[str]]:
     """Every shift gauge of a lowered graph.
 
     Args:
-        classes: the axis classes.
+        flow: how constants flow through it.
         names: readable names of the classes.
 
     Returns:
         The symmetries and notes on what was not solved.
     """
-    flow = ShiftFlow(classes)
     action = ShiftAction(flow)
     symmetries: list[Symmetry] = []
     notes: list[str] = []

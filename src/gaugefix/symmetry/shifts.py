@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from math import prod
 from typing import Literal
 
 from gaugefix.symmetry.axes import Axis, AxisError
-from gaugefix.symmetry.cells import Cell, JointCell
+from gaugefix.symmetry.cells import Cell, JointCell, Slot
 from gaugefix.symmetry.classes import Classes
 from gaugefix.symmetry.graph import Value
 from gaugefix.symmetry.records import Cut, Label, Norm, Operand, Product, Record, Softmax, Sum
@@ -29,12 +30,12 @@ class Arrival:
     Attributes:
         how: "copy": times ``coefficient``; "map": through weights; "wild": times data.
         coefficient: for copies.
-        dims: dimensions of the value along which it may vary.
+        slots: leaves of the cell (tokens and batch too) along which it may vary.
     """
 
     how: How
     coefficient: float
-    dims: frozenset[int]
+    slots: frozenset[Slot]
 
 
 Form = dict[Source, Arrival]
@@ -112,7 +113,7 @@ class ShiftFlow:
             hidden = _unlabelled_dims(operand)
             slots = [(s, leaf) for s, leaf in self.classes.cells.slots(*key) if s[0] not in hidden]
             self.sources[key] = frozenset(leaf for _, leaf in slots)
-            self._forms[key] = {key: Arrival("copy", 1.0, frozenset(s[0] for s, _ in slots))}
+            self._forms[key] = {key: Arrival("copy", 1.0, frozenset(s for s, _ in slots))}
         return self._forms.get(key, {})
 
     def _step(self, record: Record, joint: JointCell) -> None:
@@ -136,14 +137,14 @@ class ShiftFlow:
                 self._condition(joint, 1, inputs[0], None)
 
     def _carry(self, joint: JointCell, i: int, form: Form, factor: float = 1.0) -> Form:
-        """A form of operand i on the dimensions of the output."""
-        operand, out = joint.operands[i], joint.operands[0]
-        moved: Form = {}
-        for source, a in form.items():
-            labels = [label for label, dims in operand.groups.items() if set(dims) & a.dims]
-            dims = frozenset(d for label in labels for d in out.groups.get(label, ()))
-            moved[source] = Arrival(a.how, a.coefficient * factor, dims)
-        return moved
+        """A form of operand i on the slots of the output."""
+        names, target = joint.slot_names(i), {name: slot for slot, name in joint.slot_names(0).items()}
+        return {
+            source: Arrival(
+                a.how, a.coefficient * factor, frozenset(target[names[s]] for s in a.slots if names[s] in target)
+            )
+            for source, a in form.items()
+        }
 
     def _store(self, joint: JointCell, form: Form) -> None:
         key = (joint.operands[0].value, joint.cells[0])
@@ -161,8 +162,8 @@ class ShiftFlow:
                 arriving = _add(arriving, carried)
         for i, carried in own:
             source = (joint.operands[i + 1].value, joint.cells[i + 1])
-            dims = carried[source].dims
-            fits = all(a.how != "wild" and a.dims <= dims for a in arriving.values())
+            slots = carried[source].slots
+            fits = all(a.how != "wild" and a.slots <= slots for a in arriving.values())
             if arriving and fits and self._uses[source[0]] == 1 and source not in self.absorbing:
                 self.absorbing[source] = record
                 self.absorbed[source] = arriving
@@ -197,24 +198,24 @@ class ShiftFlow:
                 self._condition(joint, i + 1, inputs[i], None)
                 continue
             others = [o for j, o in enumerate(record.factors) if j != i]
-            if self.passes_average(record, i) and not self._contracted(record, i) & _dims(inputs[i]):
+            contracted = self._contracted(record, joint, i)
+            constant = all(not contracted & a.slots for a in inputs[i].values())
+            if constant and self.passes_average(record, i):
                 self._store(joint, self._carry(joint, i + 1, inputs[i], record.scale))
             elif any(o.value in self.classes.data for o in others):
-                self._store(joint, self._mix(joint, i, inputs[i], others, "wild"))
+                self._store(joint, self._mix(joint, i, inputs[i], "wild"))
             elif any(o.value in self._zero for o in others):
                 self._condition(joint, i + 1, inputs[i], None)  # a buffer, whose numbers we do not know
-            elif others or self._contracted(record, i) & _dims(inputs[i]):
-                self._store(joint, self._mix(joint, i, inputs[i], others, "map"))
+            elif others or not constant:
+                self._store(joint, self._mix(joint, i, inputs[i], "map"))
             else:  # a sum over dimensions along which it is constant
-                count = 1.0
-                for d in self._contracted(record, i):
-                    count *= record.factors[i].value.shape[d]
+                value, labels = record.factors[i].value, record.factors[i].groups
+                count = prod(value.shape[d] for k, g in labels.items() if k not in record.out.groups for d in g)
                 self._store(joint, self._carry(joint, i + 1, inputs[i], count * record.scale))
 
     @staticmethod
-    def _contracted(record: Product, i: int) -> frozenset[int]:
-        groups = record.factors[i].groups
-        return frozenset(d for label, dims in groups.items() if label not in record.out.groups for d in dims)
+    def _contracted(record: Product, joint: JointCell, i: int) -> frozenset[Slot]:
+        return frozenset(s for s, (label, _) in joint.slot_names(i + 1).items() if label not in record.out.groups)
 
     def passes_average(self, record: Product, i: int) -> bool:
         """Whether the other factor is an attention matrix: its rows sum to one, so a constant passes through."""
@@ -225,12 +226,13 @@ class ShiftFlow:
         at = self._stochastic.get(others[0].value)
         return at is not None and others[0].groups.get(labels[0]) == (at,)
 
-    def _mix(self, joint: JointCell, i: int, form: Form, others: list[Operand], how: How) -> Form:
-        """Times another factor: it may now vary along all dimensions of that factor."""
-        out = joint.operands[0]
-        more = frozenset(d for o in others for label in o.groups for d in out.groups.get(label, ()))
+    def _mix(self, joint: JointCell, i: int, form: Form, how: How) -> Form:
+        """Times another factor: it may now vary along every slot of that factor."""
+        target = {name: slot for slot, name in joint.slot_names(0).items()}
+        names = {n for j in range(1, len(joint.operands)) if j != i + 1 for n in joint.slot_names(j).values()}
+        more = frozenset(target[n] for n in names if n in target)
         return {
-            s: Arrival("wild" if "wild" in {how, a.how} else "map", 1.0, a.dims | more)
+            s: Arrival("wild" if "wild" in {how, a.how} else "map", 1.0, a.slots | more)
             for s, a in self._carry(joint, i + 1, form).items()
         }
 
@@ -250,7 +252,8 @@ class ShiftFlow:
             self.conditions.append(Condition(operand, form, None))
             return
         leaves = frozenset(leaf for d in dims for leaf in parts[d][cell[d]].leaves)
-        varying = {s: a for s, a in form.items() if a.dims & dims}
+        reduced_slots = {s for s, (label, _) in joint.slot_names(i).items() if label in reduced}
+        varying = {s: a for s, a in form.items() if a.slots & reduced_slots}
         if varying:
             self.conditions.append(Condition(operand, varying, leaves, dims))
 
@@ -271,10 +274,6 @@ def _unlabelled_dims(operand: Operand) -> set[int]:
     return {d for d in range(operand.value.ndim) if d not in named and operand.value.shape[d] != 1}
 
 
-def _dims(form: Form) -> frozenset[int]:
-    return frozenset(d for a in form.values() for d in a.dims)
-
-
 def _add(a: Form, b: Form) -> Form:
     out = dict(a)
     for source, new in b.items():
@@ -284,5 +283,5 @@ def _add(a: Form, b: Form) -> Form:
             continue
         kinds = {old.how, new.how}
         how: How = "wild" if "wild" in kinds else "map" if "map" in kinds else "copy"
-        out[source] = Arrival(how, old.coefficient + new.coefficient, old.dims | new.dims)
+        out[source] = Arrival(how, old.coefficient + new.coefficient, old.slots | new.slots)
     return {s: a for s, a in out.items() if a.how != "copy" or a.coefficient}
