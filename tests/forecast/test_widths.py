@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from gaugefix import Task
+from gaugefix import Task, load_task, train
 from gaugefix.forecast import certificate, forecast
+from gaugefix.measure import unit_sizes
 from gaugefix.symmetry import Slice, Units
 
 
@@ -31,7 +32,7 @@ def test_a_dead_class_grows_at_the_forecast_rate(net, blobs, activation):
     task, units = net(activation)
     model = task.model
     _kill(model)
-    found = forecast(task, units).classes[0]
+    found = forecast(task, units, settle_steps=0).classes[0]
     assert found.verdict == "would be reborn"
     assert found.alive == 0
     assert np.isnan(found.drives).all()
@@ -84,7 +85,7 @@ def test_every_hidden_layer_has_its_own_threshold(net):
 def test_kappa_is_the_curvature_of_a_real_ghost(net, blobs):
     """−λ_min of the Hessian in the coordinates of an added unit, on a widened model."""
     task, units = net("tanh", widths=(5, 8, 6, 3))
-    kappa = forecast(task, units).classes[0].kappa
+    kappa = forecast(task, units, settle_steps=0).classes[0].kappa
     model = task.model
     x, y = blobs
 
@@ -218,7 +219,7 @@ def test_positions_of_a_sequence_count_like_samples():
         return (out.mean(1) - y).square().sum(1).mean()
 
     block = torch.autograd.functional.hessian(loss, torch.zeros(6, dtype=torch.float64))
-    kappa = forecast(task, units).classes[0].kappa
+    kappa = forecast(task, units, settle_steps=0).classes[0].kappa
     assert kappa == pytest.approx(-float(torch.linalg.eigvalsh(block)[0]), rel=1e-9)
 
 
@@ -228,3 +229,32 @@ def test_no_class_no_forecast(net):
     assert found.classes == ()
     assert found.collapse is None
     assert not certificate(task, []).saturated
+
+
+def _sizes(task, units):
+    return unit_sizes(dict(task.model.named_parameters()), units)
+
+
+def test_growth_of_every_unit_of_a_noisy_run_is_foretold(mlp_units):
+    """Growth forecast after 150 epochs of real SGD, against the growth over the next 100."""
+    task = load_task("digits-mlp")
+    units = mlp_units(task.model, "relu")
+    train(task, 150)
+    settled, raw = forecast(task, units), forecast(task, units, settle_steps=0)
+    assert 0 < settled.moved < 0.02
+    before = [_sizes(task, u) for u in units]
+    train(task, 100, seed=150)
+    for u, size, new, old in zip(units, before, settled.classes, raw.classes, strict=True):
+        live = size > 0.1
+        actual = np.log(_sizes(task, u) / size)[live]
+        assert np.corrcoef(new.growth[live], actual)[0, 1] > 0.9
+        assert np.corrcoef(old.growth[live], actual)[0, 1] < 0.5  # what the noise of one instant hides
+
+
+def test_settling_halves_an_unbearable_step_and_leaves_adam_alone(net):
+    task, units = net(lr=50.0)
+    assert "unstable" in forecast(task, units).note or "not settled" in forecast(task, units).note
+    task, units = net(optimizer="adam")
+    found = forecast(task, units)
+    assert (found.settled, found.moved) == (0, 0.0)
+    assert "adam" in found.note
