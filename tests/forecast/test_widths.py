@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from gaugefix import Task, load_task, train
+from gaugefix import Task, find_symmetries, load_task, train
 from gaugefix.forecast import certificate, forecast
-from gaugefix.measure import unit_sizes
+from gaugefix.measure import check_charge_law, exact_copy, probe_classes, unit_sizes
 from gaugefix.symmetry import Slice, Units
+from gaugefix.theory import homogeneous_threshold
 
 
 @pytest.fixture
@@ -258,3 +259,24 @@ def test_settling_halves_an_unbearable_step_and_leaves_adam_alone(net):
     found = forecast(task, units)
     assert (found.settled, found.moved) == (0, 0.0)
     assert "adam" in found.note
+
+
+@pytest.mark.parametrize("activation", ["identity", "relu", "leaky_relu", "tanh", "gelu"])
+def test_found_symmetries_and_hand_written_classes_agree(net, activation):
+    task, units = net(activation, widths=(5, 8, 6, 3))
+    symmetries = find_symmetries(task.model, task.inputs(task.first_batch()))
+    found, by_hand = forecast(task, symmetries).classes, forecast(task, units).classes
+    assert [c.kappa for c in found] == pytest.approx([c.kappa for c in by_hand], rel=1e-6)
+    assert [c.verdict for c in found] == [c.verdict for c in by_hand]
+    laws = check_charge_law(task, symmetries).law
+    assert len(laws) == (2 if units[0].homogeneous else 0)
+    assert all(law.error < 1e-13 for law in laws)
+
+
+def test_leaky_slope_is_read_off_the_values(net, blobs):
+    """κ of LeakyReLU(0.3) although the class only says leaky_relu."""
+    task, units = net("leaky_relu")
+    task.model[1].negative_slope = 0.3
+    kappa = forecast(task, units, settle_steps=0).classes[0].kappa
+    probe = probe_classes(exact_copy(task), units).classes[0]
+    assert kappa == pytest.approx(homogeneous_threshold(probe.g, probe.h, negative_slope=0.3).value, rel=1e-5)

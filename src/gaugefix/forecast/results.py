@@ -30,7 +30,8 @@ class ClassForecast(Record):
         rate: κ − λ, growth rate of the best ghost per unit of lr × steps.
         dying: live units with a drive below λ.
         critical_weight_decay: λ_c of the wholly collapsed class with the rest of the network as it is.
-        predicted_rank: rank that λ leaves to a linear or smooth class; None for the others.
+        predicted_rank: rank that λ leaves: of a linear class at a stationary point, or of a linear or smooth class near
+            its collapse (λ > λ_c/2); None elsewhere.
         valid: whether the verdict is inside the range of the theory.
         reason: what limits it, or why there is no verdict.
     """
@@ -62,7 +63,8 @@ class CollapseThreshold(Record):
         lambda_c: critical weight decay, nan where the theory does not apply.
         singular_values: of the signal matrix at the collapsed state, descending.
         homogeneous: whether the threshold is the one of a homogeneous activation.
-        rank: predicted number of live directions at the task's weight decay (linear and smooth), else None.
+        rank: predicted number of live directions at the task's weight decay (linear and smooth, good near λ_c), else
+            None.
         reason: why ``lambda_c`` is nan, or what it assumes.
     """
 

@@ -31,6 +31,8 @@ from gaugefix.theory import predicted_rank
 _STATIONARY = 0.1
 #: κ/λ up to here is saturated at an exactly stationary point
 _SATURATED = 1.01
+#: fraction of λ_c above which the spectrum of the collapsed state still counts the live modes
+_NEAR_COLLAPSE = 0.5
 
 
 def forecast(
@@ -198,12 +200,13 @@ def _residual(pull: Drives | None, live: np.ndarray, dying: tuple[int, ...], dec
 def _rank(
     c: ClassProbe, birth: Birth, threshold: CollapsedClass, decay: float, residual: float, live: np.ndarray
 ) -> int | None:
-    """Modes that survive λ: those at λ of a stationary linear class, else those of the collapsed state above λ."""
+    """Modes that survive λ: those at λ of a stationary linear class; near λ_c those above λ at the collapsed state."""
     if c.activation is None or np.isnan(c.activation.slope) or decay == 0:
         return None
     if c.units.activation == "identity" and live.any() and residual <= _STATIONARY:
         return predicted_rank(birth.spectrum, decay, margin=_STATIONARY)
-    return predicted_rank(threshold.spectrum, decay)
+    near_collapse = decay > _NEAR_COLLAPSE * threshold.lambda_c
+    return predicted_rank(threshold.spectrum, decay) if near_collapse else None
 
 
 def _optimizer_limits(task: Task) -> str:
