@@ -185,7 +185,7 @@ class Lowering:
         labels: Mapping[Label, int | tuple[int, ...]],
         coefficients: Sequence[float] | None = None,
     ) -> None:
-        """State that out = Σ coefficient · term (coefficients 1 by default), each broadcast over the labels it lacks."""
+        """State that out = Σ coefficient · term (coefficients default to 1), broadcast over the labels a term lacks."""
         operands = tuple(self.operand(v, g) for v, g in terms)
         self.emit(
             Sum(
