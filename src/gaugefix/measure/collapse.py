@@ -302,9 +302,7 @@ def _weight_rows(params: Mapping[str, Tensor], units: Units, role: Role | None) 
     return _rows(params, dataclasses.replace(units, slices=weights), role)
 
 
-def _numerical_rank(
-    spectrum: np.ndarray, max_rank: int, units: Units, params: Mapping[str, Tensor], tol: float
-) -> int:
+def _numerical_rank(spectrum: np.ndarray, max_rank: int, units: Units, params: Mapping[str, Tensor], tol: float) -> int:
     if not spectrum.size or spectrum[0] == 0:
         return 0
     longest = max(len(units), *(params[s.param].shape[1] for s in units.slices if params[s.param].ndim > 1), max_rank)
@@ -342,9 +340,7 @@ def effective_rank(spectrum: Float[np.ndarray, " r"]) -> float:
     return float(np.exp(-np.sum(p * np.log(p))))
 
 
-def _inactive(
-    params: Mapping[str, Tensor], units: Units, inputs: Tensor | None, live: np.ndarray
-) -> tuple[int, ...]:
+def _inactive(params: Mapping[str, Tensor], units: Units, inputs: Tensor | None, live: np.ndarray) -> tuple[int, ...]:
     """Live ReLU units whose pre-activation is never positive on the data."""
     if inputs is None or units.activation != "relu" or not units.incoming:
         return ()

@@ -48,7 +48,7 @@ def cite(what: object) -> str:
 
 
 def _sources(what: object) -> list[str]:
-    """arXiv ids that belong to an object, in order."""
+    """The arXiv ids that belong to an object, in order."""
     paper = getattr(what, "paper", None)
     if isinstance(paper, Paper):
         return [paper.id]

@@ -107,7 +107,9 @@ def study(id: str, *, missing: tuple[str, ...] = ()) -> Callable[[Callable[[], t
 
     def register(list_claims: Callable[[], tuple[Claim, ...]]) -> Study:
         if id in _STUDIES:
-            raise StudyError(f"{id} has a study already, in {_STUDIES[id].module}; {list_claims.__module__} is another.")
+            raise StudyError(
+                f"{id} has a study already, in {_STUDIES[id].module}; {list_claims.__module__} is another."
+            )
         doc = inspect.getdoc(inspect.getmodule(list_claims)) or ""
         _STUDIES[id] = Study(id, list_claims, missing, doc)
         return _STUDIES[id]

@@ -69,10 +69,7 @@ def momentum_charge_step(
         raise ValueError(f"momentum must be in [0, 1), got {momentum!r}.")
     a = lr / (1 - momentum)
     return np.asarray(
-        shifted_charge
-        - 2 * a * weight_decay * charge
-        + a**2 * gradient_charge
-        + 2 * a**2 * momentum * cross_charge
+        shifted_charge - 2 * a * weight_decay * charge + a**2 * gradient_charge + 2 * a**2 * momentum * cross_charge
     )
 
 
