@@ -6,10 +6,10 @@ import inspect
 import re
 
 from gaugefix.errors import StudyError
-from gaugefix.studies.registry import Paper, find_paper
+from gaugefix.studies.registry import Paper, find_paper, papers
 
 _ARXIV = re.compile(r"\b(\d{4}\.\d{5})\b")
-_ARTICLES = {"a", "an", "the", "on", "of", "and", "for", "in", "to", "how", "what", "when", "does", "do"}
+_STOP_WORDS = {"a", "an", "the", "on", "of", "and", "for", "in", "to", "how", "what", "when", "does", "do"}
 _LATEX = str.maketrans({"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$"})
 
 
@@ -73,7 +73,13 @@ def _bibtex(paper: Paper) -> str:
 
 
 def _key(paper: Paper) -> str:
-    """Family name of the first author, year, first word of the title that says something."""
-    family = paper.authors[0].split()[-1] if paper.authors else "gaugefix"
-    words = [w for w in re.findall(r"[a-z]+", paper.title.lower()) if w not in _ARTICLES]
-    return f"{re.sub('[^a-z]', '', family.lower())}{paper.year}{words[0]}"
+    """Family name of the first author, year, the first word of the title that says something; two if one is shared."""
+    short = _candidate(paper, 1)
+    shared = any(other.id != paper.id and _candidate(other, 1) == short for other in papers())
+    return _candidate(paper, 2) if shared else short
+
+
+def _candidate(paper: Paper, n_words: int) -> str:
+    family = re.sub("[^a-z]", "", paper.authors[0].split()[-1].lower())
+    words = [w for w in re.findall(r"[a-z]+", paper.title.lower()) if w not in _STOP_WORDS]
+    return f"{family}{paper.year}{''.join(words[:n_words])}"

@@ -84,8 +84,8 @@ class Tolerance:
         return np.asarray(self.absolute + self.relative * np.abs(predicted))
 
     def deviation(self, predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
-        """How much is held against the bar: zero on the allowed side of an inequality, NaN where one is NaN."""
-        gap = measured - predicted
+        """How much is held against the bar: zero on the allowed side of an inequality, NaN if one is not finite."""
+        gap = np.where(np.isfinite(measured) & np.isfinite(predicted), measured - predicted, np.nan)
         if self.relation == "=":
             return np.asarray(np.abs(gap))
         wrong_way = -gap if self.relation == ">=" else gap
@@ -180,7 +180,7 @@ class Comparison:
         """
         if self.n_seeds < 2:
             return np.full(self.measured.shape[1:], np.nan)
-        return (self.measured - self.predicted).std(axis=0, ddof=1) / math.sqrt(self.n_seeds)
+        return np.asarray((self.measured - self.predicted).std(axis=0, ddof=1) / math.sqrt(self.n_seeds))
 
     @property
     def deviation(self) -> Float[np.ndarray, " cells"]:

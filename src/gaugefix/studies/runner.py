@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ def reproduce(
     full: bool = False,
     seeds: int = 3,
     out: Path | str | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> StudyResult:
     """Run the study of a paper and compare what it predicts with what is measured.
 
@@ -35,7 +36,8 @@ def reproduce(
         seeds: every claim is measured for seeds 0, …, seeds − 1; three or more give an error bar worth the name.
         out: folder for ``<id>.json``, ``.svg`` and ``.png``, written after every claim. A later run with the same
             setting and an unchanged study takes over the claims that passed.
-        progress: called with ``(claims done, claims in all, name of the next claim)``, at the end with "".
+        progress: True for a progress bar on standard error, or a function that is called with
+            ``(claims done, claims in all, name of the next claim)``, at the end with "".
 
     Returns:
         The result; look at ``.passed``, print ``.table()``, draw ``.figure()``.
@@ -52,7 +54,11 @@ def reproduce(
     study = find_study(id)
     if not isinstance(seeds, int) or seeds < 1:
         raise StudyError(f"seeds must be an integer >= 1, got {seeds!r}; the default is 3.")
-    return run_study(study, Setting(tuple(range(seeds)), full), out=out, progress=progress)
+    setting = Setting(tuple(range(seeds)), full)
+    if progress is True:
+        with _progress_bar() as bar:
+            return run_study(study, setting, out=out, progress=bar)
+    return run_study(study, setting, out=out, progress=progress or None)
 
 
 def run_study(
@@ -118,6 +124,17 @@ def run_claim(claim: Claim, setting: Setting) -> Comparison:
     finally:
         np.random.set_state(numpy_state)  # noqa: NPY002
         torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Progress]:
+    """A bar on standard error that disappears when the study is done."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, name: bar.update(task, completed=done, total=total, description=name)
 
 
 def _environment() -> dict[str, str]:
