@@ -15,19 +15,20 @@ Source: Liu Ziyin, "Symmetry Induces Structure and Constraint of Learning", arXi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gaugefix.measure import o_hessian
 from gaugefix.studies.ensembles import Ensemble, descend, map_members, polish
 from gaugefix.studies.figures import MEASURED, PREDICTED, draw_against, draw_identity
 from gaugefix.studies.framework import Claim, Comparison, Evidence, Setting, Tolerance, labels
 from gaugefix.studies.registry import study
 from gaugefix.symmetry import Mirror, Slice
+from gaugefix.task import Task
 from gaugefix.theory.matrix_factorization import gram_rank, gram_spectrum
 from gaugefix.theory.mirror_plane import growth_rates
 from gaugefix.theory.multiplicative_noise import critical_lr, gaussian_regression_exponent
@@ -130,9 +131,9 @@ def twin_growth_rates(setting: Setting) -> Evidence:
             return _tanh_loss(p, x[i[0], 0], y[i[0], 0])
 
         net = _SWAP.project(polish(loss, _SWAP.project(net), weight_decay=TWIN_DECAYS[i[1]]))
-        curvature, vectors = torch.linalg.eigh(_normal_hessian(net, loss))
-        predicted[i] = growth_rates(curvature[:1].numpy(), lr=TWIN_LR, weight_decay=TWIN_DECAYS[i[1]])[0]
-        modes[i] = vectors[:, 0]
+        normal = o_hessian(_as_task(net, x[i[0], 0], y[i[0], 0]), _SWAP)
+        predicted[i] = growth_rates(normal.eigenvalues[:1], lr=TWIN_LR, weight_decay=TWIN_DECAYS[i[1]])[0]
+        modes[i] = torch.from_numpy(normal.eigenvectors[:, 0])
         return net | {k: net[k] + d for k, d in _SWAP.embed(KICK * modes[i], net).items()}
 
     nets = map_members(settle_and_kick, nets, cells)
@@ -161,14 +162,16 @@ def _tanh_loss(nets: Ensemble, x: Tensor, y: Tensor) -> Tensor:
     return (out - y).square().mean(-1)
 
 
-def _normal_hessian(net: Ensemble, loss: Callable[[Ensemble], Tensor]) -> Tensor:
-    """H_O of the loss without weight decay, ``(k, k)``."""
+def _as_task(net: Ensemble, x: Tensor, y: Tensor) -> Task:
+    """One member as a module, for the measurements that take one."""
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Tanh(), nn.Linear(3, 1, bias=False)).double()
+    model.load_state_dict(net)
 
-    def along_normal(z: Tensor) -> Tensor:
-        return loss(net | {k: net[k] + d for k, d in _SWAP.embed(z, net).items()})
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        errors: Tensor = model(batch[0]).squeeze(-1) - batch[1]
+        return errors.square()
 
-    hessian: Tensor = torch.func.hessian(along_normal)(torch.zeros(_SWAP.codim(net), dtype=torch.float64))
-    return hessian
+    return Task(model, loss, lambda: [(x, y)], lr=TWIN_LR, weight_decay=0.0, batch_size=len(x))
 
 
 # Regression through a product of two weights
@@ -241,7 +244,7 @@ def draw_relearning(axes: Axes, result: Comparison) -> None:
 def noise_exponents(setting: Setting) -> Evidence:
     """Follow the mean of log|uw| over many chains of SGD with batches of one, close to the saddle u = w = 0."""
     chains, steps = setting.choose(quick=4000, full=40_000), setting.choose(quick=3000, full=4000)
-    threshold = critical_lr(lambda lr: gaussian_regression_exponent(NOISE_SLOPE, lr), 0.02, 0.4)
+    threshold = critical_lr(partial(gaussian_regression_exponent, NOISE_SLOPE), 0.02, 0.4)
     lr = threshold * torch.tensor(NOISE_LRS, dtype=torch.float64)[:, None, None]
     generators = [torch.Generator().manual_seed(seed) for seed in setting.seeds]
     u = w = torch.full((len(NOISE_LRS), len(setting.seeds), chains), 1e-30, dtype=torch.float64)  # linear throughout
@@ -252,13 +255,12 @@ def noise_exponents(setting: Setting) -> Evidence:
     growth = (u / 1e-30).abs().log() + (w / 1e-30).abs().log()
     measured = growth.mean(dim=-1).T.numpy() / (2 * steps)
     grid = np.linspace(0.2, 1.8, 33)
-    exponents = {r: gaussian_regression_exponent(NOISE_SLOPE, r * threshold) for r in [*NOISE_LRS, *grid.tolist()]}
-    return Evidence(
-        np.array([exponents[r] for r in NOISE_LRS]),
-        measured,
-        labels("lr/lr_c", NOISE_LRS),
-        {"x": np.array(NOISE_LRS), "grid": grid, "line": np.array([exponents[r] for r in grid.tolist()])},
+    predicted, line = (
+        np.array([gaussian_regression_exponent(NOISE_SLOPE, r * threshold) for r in rates])
+        for rates in (NOISE_LRS, grid)
     )
+    curves = {"x": np.array(NOISE_LRS), "grid": grid, "line": line}
+    return Evidence(predicted, measured, labels("lr/lr_c", NOISE_LRS), curves)
 
 
 # Matrix factorisation
