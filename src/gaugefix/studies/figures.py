@@ -34,21 +34,22 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def draw_study(comparisons: Sequence[Comparison], draws: Mapping[str, Draw | None]) -> Figure:
+def draw_study(comparisons: Sequence[Comparison], draws: Mapping[str, Draw | None], columns: int = 3) -> Figure:
     """One panel per measured claim.
 
     Args:
         comparisons: claims that could not be measured get no panel.
         draws: how to draw each, by name; `draw_cells` where there is none.
+        columns: panels in a row, at most.
 
     Returns:
-        The figure; at most three panels in a row.
+        The figure.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     shown = [c for c in comparisons if c.measured.size]
-    columns = min(3, len(shown)) or 1
+    columns = min(columns, len(shown)) or 1
     rows = math.ceil(len(shown) / columns) or 1
     with rc_context(_STYLE):
         figure = Figure(figsize=(4.3 * columns, 3.6 * rows), layout="constrained")

@@ -101,15 +101,18 @@ class StudyResult:
         console.print(self)
         return console.export_html(inline_styles=True, code_format='<pre style="line-height:1.3">{code}</pre>')
 
-    def figure(self) -> Figure:
+    def figure(self, columns: int = 3) -> Figure:
         """One panel per claim that could be measured: predicted as lines, measured as points with error bars.
+
+        Args:
+            columns: panels in a row.
 
         Returns:
             A matplotlib figure (needs the extra ``gaugefix[examples]``); it is not registered with pyplot.
         """
         from gaugefix.studies.figures import draw_study
 
-        return draw_study(self.comparisons, {c.name: c.draw for c in self.study.claims})
+        return draw_study(self.comparisons, {c.name: c.draw for c in self.study.claims}, columns)
 
     def save(self, out: Path | str, *, figure: bool = True) -> tuple[Path, ...]:
         """Write ``<id>.json`` and, if asked, ``<id>.svg`` and ``<id>.png`` into a folder, each whole or not at all.

@@ -1,13 +1,12 @@
-r"""Every mirror symmetry of a loss is a trap and a regulariser.
+"""Every mirror symmetry of a loss is a trap and a regulariser.
 
-If the loss of every sample is unchanged by a reflection :math:`I - 2OO^\top` of the parameters, then on the plane
-:math:`O^\top\theta = 0` the gradient has no normal component, and weight decay or gradient noise can pull a run onto
-that plane: units die, become copies of each other, or lose rank. How fast, and from which weight decay λ or learning
-rate on, follows from one small block of the Hessian,
-:math:`H_O = O^\top H O`.
+If the loss of every sample is unchanged by a reflection I − 2OOᵀ of the parameters, then on the plane Oᵀθ = 0 the
+gradient has no normal component, and weight decay or gradient noise can pull a run onto that plane: units die, become
+copies of each other, or lose rank. How fast, and from which weight decay λ or learning rate on, follows from one small
+block of the Hessian, H_O = OᵀHO.
 
 The study checks this on models small enough to be solved: a tanh network with two twin neurons, regression through a
-product :math:`uw`, and a matrix factorisation. Weight decay is PyTorch's, :math:`(\lambda/2)\|\theta\|^2`.
+product uw, and a matrix factorisation. Weight decay is PyTorch's, (λ/2)‖θ‖².
 
 Source: Liu Ziyin, "Symmetry Induces Structure and Constraint of Learning", arXiv 2309.16932.
 """
@@ -182,9 +181,8 @@ def _line_data(setting: Setting) -> tuple[np.ndarray, np.ndarray]:
     moments = []
     for seed in setting.seeds:
         rng = np.random.default_rng(seed)
-        x = rng.standard_normal(200)
-        y = 0.8 * x + 0.3 * rng.standard_normal(200)
-        moments.append(((x * x).mean(), (x * y).mean()))
+        x, noise = rng.standard_normal(200), rng.standard_normal(200)
+        moments.append(((x * x).mean(), (x * (0.8 * x + 0.3 * noise)).mean()))
     a, b = np.array(moments).T[:, :, None]
     return a, b
 
