@@ -16,7 +16,8 @@ import matplotlib as mpl  # noqa: E402
 import gaugefix  # noqa: E402
 
 mpl.use("agg")
-gallery_scripts.write(HERE / "studies_scripts", HERE / "_build" / "studies")
+gallery_scripts.write(HERE / "studies_scripts")
+os.environ["GAUGEFIX_DOCS_RESULTS"] = str(HERE / "_build" / "studies")  # a rebuild takes over what has passed
 
 project = "gaugefix"
 author = "The gaugefix developers"
@@ -65,7 +66,18 @@ plot_html_show_source_link = False
 plot_html_show_formats = False
 plot_formats = [("svg", 100)]
 plot_basedir = plot_working_directory = str(HERE / "figures")
-plot_rcparams = {"svg.fonttype": "none", "font.family": "sans-serif"}
+plot_apply_rcparams = True
+plot_rcparams = {
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#8a8f98",
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "svg.hashsalt": "gaugefix",
+}
 
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True

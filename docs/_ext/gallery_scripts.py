@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,14 @@ SCRIPT = '''"""
 
 from gaugefix.studies import reproduce
 
-result = reproduce("{id}"{out})
+# sphinx_gallery_start_ignore
+import functools
+import os
+
+reproduce = functools.partial(reproduce, out=os.environ.get("GAUGEFIX_DOCS_RESULTS"))
+# sphinx_gallery_thumbnail_path = "_build/studies/{id}-thumb.png"
+# sphinx_gallery_end_ignore
+result = reproduce("{id}")
 print(result.table())
 
 # %%
@@ -57,20 +65,26 @@ figure = result.figure(columns=2)
 # %%
 # The study
 # ---------
-# This is all of it, from the settings to the figure.
+# .. raw:: html
+#
+#    <details class="study-source"><summary>The file, from the settings to the figure</summary>
 #
 # .. literalinclude:: {source}
 #    :language: python
+#
+# .. raw:: html
+#
+#    </details>
 '''
 
 
-def write(folder: Path, cache: Path) -> None:
+def write(folder: Path) -> None:
     """Write the scripts of all registered studies; untouched where nothing has changed, so that builds are quick."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {"GALLERY_HEADER.rst": HEADER}
     for paper in papers():
         if paper.study:
-            wanted[f"plot_{paper.study.rpartition('.')[2]}.py"] = _script(paper, cache)
+            wanted[f"plot_{paper.study.rpartition('.')[2]}.py"] = _script(paper)
     for stale in set(folder.iterdir()) - {folder / name for name in wanted}:
         stale.unlink()
     for name, text in wanted.items():
@@ -79,7 +93,7 @@ def write(folder: Path, cache: Path) -> None:
             write_atomically(path, text)
 
 
-def _script(paper: Paper, cache: Path) -> str:
+def _script(paper: Paper) -> str:
     headline, _, rest = find_study(paper.id).doc.partition("\n")
     body = re.sub(r"\n*^Source:.*", "", rest.strip(), flags=re.MULTILINE | re.DOTALL)
     headline = headline.rstrip(".")
@@ -91,7 +105,6 @@ def _script(paper: Paper, cache: Path) -> str:
         title=paper.title,
         id=paper.id,
         venue=f", {paper.venue}" if paper.venue else "",
-        out=f', out="{cache}"' if cache else "",
         source=f"/../src/{paper.study.replace('.', '/')}.py",
     )
 
@@ -101,7 +114,9 @@ def scrape(block: Any, block_vars: dict[str, Any], gallery_conf: Any) -> str:
     figure = block_vars["example_globals"].pop("figure", None)
     if not isinstance(figure, Figure):
         return ""
-    path = next(block_vars["image_path_iterator"])
+    path, result = next(block_vars["image_path_iterator"]), block_vars["example_globals"]["result"]
+    first = replace(result, comparisons=result.comparisons[:1]).figure()
+    first.savefig(Path(gallery_conf["src_dir"]) / "_build" / "studies" / f"{result.paper.id}-thumb.png", dpi=120)
     figure.savefig(path, dpi=170)
     return str(figure_rst([path], gallery_conf["src_dir"]))
 

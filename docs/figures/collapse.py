@@ -13,16 +13,11 @@ def network(axes: plt.Axes, colours: list[str], sizes: list[float], faded: set[i
     """Draw one small network; hidden unit i has a colour, a size, and weights that may have gone."""
     for i, (x, y) in enumerate(HIDDEN):
         for other in INPUTS + OUTPUTS:
-            style = (
-                {"color": GREY, "lw": 0.7, "alpha": 0.15}
-                if i in faded
-                else {"color": colours[i], "lw": 1.1, "alpha": 0.55}
-            )
-            axes.plot([x, other[0]], [y, other[1]], zorder=1, **style)
-        face = "white" if i in faded else colours[i]
-        axes.scatter(
-            [x], [y], s=sizes[i], color=face, edgecolor=GREY if i in faded else "white", linewidth=1.2, zorder=3
-        )
+            gone = i in faded
+            colour = GREY if gone else colours[i]
+            axes.plot([x, other[0]], [y, other[1]], color=colour, lw=1.1, alpha=0.12 if gone else 0.55, zorder=1)
+        face, edge = ("white", GREY) if i in faded else (colours[i], "white")
+        axes.scatter([x], [y], s=sizes[i], color=face, edgecolor=edge, linewidth=1.2, zorder=3)
     axes.scatter(*np.array(INPUTS + OUTPUTS).T, s=70, color="#c9cdd4", zorder=3)
     axes.set(xlim=(-0.25, 2.25), ylim=(-0.6, 3.6))
     axes.axis("off")

@@ -52,7 +52,7 @@ for axes, ratio in zip(panels, (0.1, 1.5), strict=True):
     axes.plot(paths[:, :, 0], paths[:, :, 1], color="#10243a", lw=1)
     axes.plot(*starts.T, "o", ms=3.5, color="white", mec="#10243a")
     axes.plot(*paths[-1].T, "o", ms=7, color=RED, mec="white", zorder=5)
-    axes.set(title=f"weight decay {ratio:g} λ_c", xlabel="weight of neuron 1", aspect="equal")
+    axes.set(title=f"weight decay {ratio:g} $\\lambda_c$", xlabel="weight of neuron 1", aspect="equal")
     axes.set(xlim=grid[[0, -1]], ylim=grid[[0, -1]])
 panels[0].set_ylabel("weight of neuron 2")
 panels[0].annotate("mirror", (2.95, 2.95), xytext=(2.35, 3.15), color=RED, rotation=45, fontsize=10)

@@ -28,9 +28,9 @@ for axes, ratio in zip(panels, (0.5, 1.6), strict=True):
         np.where(line < 0, line, np.nan),
         color=RED,
         lw=2,
-        label="predicted, START·exp(Λt)".replace("START·", "z₀ "),
+        label="predicted, $z_0\\, e^{\\Lambda t}$",
     )
     axes.axhline(0, color=GREY, lw=0.8)
-    axes.set(title=f"learning rate {ratio:g} η_c", xlabel="step", ylim=(-60, 4))
-panels[0].set_ylabel("log₁₀ distance to the plane")
+    axes.set(title=f"learning rate {ratio:g} $\\eta_c$", xlabel="step", ylim=(-60, 4))
+panels[0].set_ylabel("$\\log_{10}$ distance to the plane")
 panels[0].legend(loc="lower left")

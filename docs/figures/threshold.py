@@ -18,7 +18,7 @@ def loss(z: np.ndarray, decay: float) -> np.ndarray:
 figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.3))
 for ratio, shade in zip(ratios, plt.cm.Blues(np.linspace(0.4, 0.95, len(ratios))), strict=True):
     minimum = np.sqrt(max(1 - ratio, 0.0))
-    left.plot(z, loss(z, ratio), color=shade, lw=1.8, label=f"λ = {ratio:g} λ_c")
+    left.plot(z, loss(z, ratio), color=shade, lw=1.8, label=f"$\\lambda$ = {ratio:g} $\\lambda_c$")
     left.plot(
         [-minimum, minimum], loss(np.array([-minimum, minimum]), ratio), "o", ms=6, color=RED, mec="white", zorder=4
     )
@@ -32,7 +32,7 @@ right.plot(decay, height, color=BLUE, lw=1.8)
 right.plot(decay, -height, color=BLUE, lw=1.8)
 right.plot([0, 1], [0, 0], color=GREY, lw=1.2, ls=":")
 right.axvline(1, color=RED, lw=1)
-right.annotate("λ_c", (1.03, 0.85), color=RED)
-right.annotate("two different units", (0.08, 0.18), color=BLUE)
+right.annotate("$\\lambda_c$", (1.03, 0.85), color=RED)
+right.annotate("two different units", (0.05, 0.1), color=BLUE)
 right.annotate("one", (1.42, 0.1), color=BLUE)
-right.set(xlabel="weight decay / λ_c", ylabel="z at the minimum")
+right.set(xlabel="weight decay / $\\lambda_c$", ylabel="z at the minimum")

@@ -184,7 +184,7 @@ class Comparison:
 
     @property
     def deviation(self) -> Float[np.ndarray, " cells"]:
-        """What is held against `bar` in each cell: the worst seed, or the mean over the seeds."""
+        """What is held against `bar` in each cell, of the worst seed or of the mean over the seeds."""
         if not self.n_seeds:
             return np.empty(0)
         return self._worst_seed()[0]

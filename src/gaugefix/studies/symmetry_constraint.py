@@ -63,7 +63,7 @@ def symmetry_constraint() -> tuple[Claim, ...]:
         ),
         Claim(
             "soft-threshold",
-            "Weight decay on u and w acts on the product uw like an L1 penalty: a sharp threshold at λ = 2|E xy|.",
+            "Weight decay on two factors is an L1 penalty on their product, zero from λ = 2|E xy| on.",
             product_solutions,
             Tolerance("gradient descent stops at a finite time", absolute=1e-6),
             draw_against("weight decay / critical weight decay"),
@@ -231,7 +231,8 @@ def draw_relearning(axes: Axes, result: Comparison) -> None:
     for slope, measured in zip(result.predicted[:, 0], times, strict=True):
         axes.plot(collapsed, measured[0] + slope * (collapsed - collapsed[0]), color=PREDICTED, lw=1)
         axes.plot(collapsed, measured, "o", ms=4.5, color=MEASURED)
-    axes.plot([], [], color=PREDICTED, lw=1, label="predicted slope, each seed")
+    axes.plot([], [], color=PREDICTED, lw=1, label="predicted slope")
+    axes.plot([], [], "o", ms=4.5, color=MEASURED, label="measured, each seed")
     axes.set(xlabel="steps spent collapsed", ylabel="steps to relearn")
     axes.legend()
 
