@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from gaugefix.errors import StudyError
-from gaugefix.studies import Claim, Evidence, Setting, Study, Tolerance, reproduce
+from gaugefix.studies import Claim, Evidence, Setting, Study, Tolerance, reproduce, runner
 from gaugefix.studies.framework import Comparison, compare
 from gaugefix.studies.runner import run_claim, run_study
 
@@ -204,6 +204,15 @@ def test_a_changed_bar_does_not_resume(tmp_path):
     result = run_study(Study(ROOT, lambda: (claim(counter, tolerance=tighter),)), Setting(), out=tmp_path)
     assert counter.calls == 2
     assert not result.passed
+
+
+def test_changed_code_does_not_resume(tmp_path, monkeypatch):
+    counter = Counter()
+    study = Study(ROOT, lambda: (claim(counter),))
+    run_study(study, Setting(), out=tmp_path)
+    monkeypatch.setattr(runner, "_package_source", lambda: b"another version")
+    run_study(study, Setting(), out=tmp_path)
+    assert counter.calls == 2
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 1}', "\x00"])

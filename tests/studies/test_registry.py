@@ -9,7 +9,7 @@ import pytest
 from gaugefix.errors import StudyError
 from gaugefix.studies import Claim, Study, cite, find_paper, papers, study
 from gaugefix.studies.registry import find_study
-from gaugefix.theory import multiplicative_noise, product_regression
+from gaugefix.theory import mirror_plane, multiplicative_noise, product_regression
 
 STUDIED = [p for p in papers() if p.study]
 
@@ -99,6 +99,8 @@ def test_functions_and_objects_are_cited_by_their_sources():
     assert "2309.16932" in cite(product_regression.product_growth)
     both = cite(multiplicative_noise.lyapunov_exponent).split("\n\n")
     assert [parse_bibtex(entry)["eprint"] for entry in both] == ["2309.16932", "2303.13093"]
+
+    assert cite(mirror_plane.critical_decay) == cite("2309.16932")  # from the docstring of its module
 
     class Sourced:
         __source__ = ("2210.01212",)

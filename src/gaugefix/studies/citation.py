@@ -18,7 +18,8 @@ def cite(what: object) -> str:
 
     Args:
         what: an arXiv identifier, a `Paper`, a `StudyResult`, or any object, class, function or module of this
-            package: then the ids in its ``__source__`` attribute, else those named in its docstring.
+            package: then the ids in its ``__source__`` attribute, else those named in its docstring, else in that
+            of its module.
 
     Returns:
         One entry per paper, in the order in which they are named.
@@ -54,8 +55,10 @@ def _sources(what: object) -> list[str]:
         return [paper.id]
     owner = what if inspect.isclass(what) or inspect.isroutine(what) or inspect.ismodule(what) else type(what)
     source = getattr(what, "__source__", None) or getattr(owner, "__source__", None)
-    text = " ".join([source] if isinstance(source, str) else source) if source else inspect.getdoc(owner) or ""
-    return list(dict.fromkeys(_ARXIV.findall(text)))
+    module = inspect.getmodule(owner)
+    texts = [" ".join([source] if isinstance(source, str) else source)] if source else []
+    texts += [inspect.getdoc(owner) or "", inspect.getdoc(module) or ""]
+    return next((list(dict.fromkeys(found)) for found in map(_ARXIV.findall, texts) if found), [])
 
 
 def _bibtex(paper: Paper) -> str:

@@ -82,7 +82,7 @@ class Study:
 
     @property
     def source(self) -> str:
-        """Text of that module; a stored result is reused only while it is unchanged."""
+        """Text of that module."""
         return Path(inspect.getfile(inspect.unwrap(self.list_claims))).read_text(encoding="utf-8")
 
 

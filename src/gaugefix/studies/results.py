@@ -32,7 +32,7 @@ class StudyResult:
         setting: seeds and size of the run.
         comparisons: one per claim, those that failed or crashed too.
         environment: versions that the numbers were made with.
-        source_hash: of the study's file.
+        source_hash: of the study's file and of the package.
     """
 
     paper: Paper
@@ -136,12 +136,12 @@ class StudyResult:
 
 
 def stored_comparisons(path: Path, setting: Setting, source_hash: str) -> dict[str, Comparison]:
-    """Claims of an earlier run that need not run again: they passed, with the same setting, file and version.
+    """Claims of an earlier run that need not run again: they passed, with the same setting and code.
 
     Args:
         path: the JSON file of the earlier run; may be missing or damaged.
         setting: of this run.
-        source_hash: of the study's file now.
+        source_hash: of the code now.
 
     Returns:
         Comparisons by name of the claim; empty if nothing can be used.

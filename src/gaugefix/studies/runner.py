@@ -7,11 +7,11 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-
 from gaugefix.errors import StudyError
 from gaugefix.studies.framework import Claim, Comparison, Setting, compare
 from gaugefix.studies.registry import Study, find_paper, find_study
@@ -35,7 +35,7 @@ def reproduce(
         full: the sizes of the paper instead of the quick ones (≤ 60 s on two cores).
         seeds: every claim is measured for seeds 0, …, seeds − 1; three or more give an error bar worth the name.
         out: folder for ``<id>.json``, ``.svg`` and ``.png``, written after every claim. A later run with the same
-            setting and an unchanged study takes over the claims that passed.
+            setting and the same code takes over the claims that passed.
         progress: True for a progress bar on standard error, or a function that is called with
             ``(claims done, claims in all, name of the next claim)``, at the end with "".
 
@@ -76,7 +76,7 @@ def run_study(
         The result.
     """
     claims, paper = study.claims, find_paper(study.id)
-    source_hash = hashlib.sha256(study.source.encode()).hexdigest()[:16]
+    source_hash = hashlib.sha256(_package_source() + study.source.encode()).hexdigest()[:16]
     kept = stored_comparisons(Path(out) / f"{study.id}.json", setting, source_hash) if out is not None else {}
     comparisons: list[Comparison] = []
     result = StudyResult(paper, study, setting, (), _environment(), source_hash)
@@ -135,6 +135,13 @@ def _progress_bar() -> Iterator[Progress]:
     with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total, name: bar.update(task, completed=done, total=total, description=name)
+
+
+@cache
+def _package_source() -> bytes:
+    """All code that a measurement can depend on."""
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return b"".join(file.read_bytes() for file in files)
 
 
 def _environment() -> dict[str, str]:
