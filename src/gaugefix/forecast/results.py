@@ -21,6 +21,8 @@ class ClassForecast(Record):
         weight_decay: λ.
         headroom: κ/λ; nan if λ = 0.
         drives: ``(n,)`` pull d_i on every unit; nan for dead ones.
+        growth: ``(n,)`` half the growth rate of log(‖w_i‖‖u_i‖) per unit of lr × steps, d_i − λ for a balanced
+            homogeneous unit; nan for dead ones.
         spectrum: ``(min(d_in, d_out),)`` singular values of the signal matrix of the class, descending.
         residual: how far the live units that are not dying are from stationarity; 0 is stationary.
         verdict: "dead stays dead", "would be reborn", "saturated: more width cannot help", "wants more width",
@@ -40,6 +42,7 @@ class ClassForecast(Record):
     weight_decay: float
     headroom: float
     drives: np.ndarray
+    growth: np.ndarray
     spectrum: np.ndarray
     residual: float
     verdict: str
@@ -80,6 +83,9 @@ class Forecast(Record):
         lr: learning rate.
         batch_size: samples per step.
         collapse: threshold of the whole network, None if it has no class of units.
+        settled: full-batch steps taken on a copy before measuring, so that minibatch noise does not count as drive.
+        moved: relative change of the parameters in those steps.
+        note: why it was not settled as asked, or "".
     """
 
     classes: tuple[ClassForecast, ...]
@@ -87,6 +93,9 @@ class Forecast(Record):
     lr: float
     batch_size: int
     collapse: CollapseThreshold | None
+    settled: int
+    moved: float
+    note: str
 
 
 @dataclass(frozen=True, eq=False)

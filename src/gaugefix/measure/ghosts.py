@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy as copying
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,9 @@ from torch import Tensor
 from gaugefix.measure.capture import ClassProbe, probe_classes
 from gaugefix.measure.perexample import trainable
 from gaugefix.measure.records import Record
+from gaugefix.measure.settle import first_samples
 from gaugefix.symmetry import Units
-from gaugefix.task import Batch, Task
+from gaugefix.task import Task
 from gaugefix.theory import homogeneous_pull, homogeneous_threshold, signal_matrix, smooth_threshold
 
 _N_STARTS = 8
@@ -163,23 +164,13 @@ def collapsed_probe(
         for s in units.slices:
             p = params[s.param]
             p.copy_(s.put(p, torch.zeros_like(s.take(p))))
-    batches = list(_up_to(copy, max_samples, seed))
+    batches = list(first_samples(copy, max_samples, seed))
     collapsed = dataclasses.replace(copy, model=model, batches=lambda: batches)
     taken = {s.param for c in classes for s in c.slices}
     free = [p for k, p in trainable(model).items() if p.ndim == 1 and k not in taken]
     if free:
         _fit(collapsed, free, weight_decay)
     return probe_classes(collapsed, [units], max_samples=max_samples).classes[0], bool(free)
-
-
-def _up_to(task: Task, max_samples: int, seed: int) -> Iterator[Batch]:
-    seen = 0
-    for batch in task.batch_iter(seed):
-        yield batch
-        with torch.no_grad():
-            seen += len(task.loss(task.model, batch))
-        if seen >= max_samples:
-            return
 
 
 def _fit(task: Task, free: list[torch.nn.Parameter], weight_decay: float) -> None:
