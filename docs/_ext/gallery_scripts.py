@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,7 @@ import functools
 import os
 
 reproduce = functools.partial(reproduce, out=os.environ.get("GAUGEFIX_DOCS_RESULTS"))
+# runs again when the study changes: {digest}
 # sphinx_gallery_thumbnail_path = "_build/studies/{id}-thumb.png"
 # sphinx_gallery_end_ignore
 result = reproduce("{id}")
@@ -94,7 +96,8 @@ def write(folder: Path) -> None:
 
 
 def _script(paper: Paper) -> str:
-    headline, _, rest = find_study(paper.id).doc.partition("\n")
+    study = find_study(paper.id)
+    headline, _, rest = study.doc.partition("\n")
     body = re.sub(r"\n*^Source:.*", "", rest.strip(), flags=re.MULTILINE | re.DOTALL)
     headline = headline.rstrip(".")
     return SCRIPT.format(
@@ -104,6 +107,7 @@ def _script(paper: Paper) -> str:
         authors=", ".join(paper.authors),
         title=paper.title,
         id=paper.id,
+        digest=hashlib.sha256(study.source.encode()).hexdigest()[:16],
         venue=f", {paper.venue}" if paper.venue else "",
         source=f"/../src/{paper.study.replace('.', '/')}.py",
     )

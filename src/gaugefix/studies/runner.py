@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from gaugefix.errors import StudyError
 from gaugefix.studies.framework import Claim, Comparison, Setting, compare
 from gaugefix.studies.registry import Study, find_paper, find_study

@@ -26,7 +26,7 @@ from gaugefix.studies.ensembles import Ensemble, descend, map_members, polish
 from gaugefix.studies.figures import MEASURED, PREDICTED, draw_against, draw_identity
 from gaugefix.studies.framework import Claim, Comparison, Evidence, Setting, Tolerance, labels
 from gaugefix.studies.registry import study
-from gaugefix.symmetry import Mirror, Slice
+from gaugefix.symmetry import find_symmetries
 from gaugefix.task import Task
 from gaugefix.theory.matrix_factorization import gram_rank, gram_spectrum
 from gaugefix.theory.mirror_plane import growth_rates
@@ -106,21 +106,16 @@ def symmetry_constraint() -> tuple[Claim, ...]:
 
 # Two twin neurons in a tanh network 3-3-1: do they merge?
 
-_HIDDEN = (
-    Slice("0.weight", 0, np.arange(3).reshape(1, 3, 1), "write"),
-    Slice("2.weight", 1, np.arange(3).reshape(1, 3, 1), "read"),
-)
-_SWAP = Mirror("0: 0 = 1", _HIDDEN, 0, np.array([1.0, -1.0, 0.0]) / math.sqrt(2), "swap")
-
 
 def twin_growth_rates(setting: Setting) -> Evidence:
     """Train on the mirror plane to a stationary point, push off along the softest normal mode, follow the mode."""
     x, y = (torch.stack(parts)[:, None] for parts in zip(*map(_sine_data, setting.seeds), strict=True))
     decay = torch.tensor(TWIN_DECAYS, dtype=torch.float64)
     cells = len(x), len(decay)
+    swap = next(m for m in find_symmetries(_module(), (x[0, 0],)).mirrors() if m.kind == "swap")
     nets = map_members(lambda _, i: _tanh_network(setting.seeds[i[0]] + 1), {}, cells)
     for _ in range(60):
-        nets = map_members(lambda net, _: _SWAP.project(net), nets, cells)  # rounding would leave an unstable plane
+        nets = map_members(lambda net, _: swap.project(net), nets, cells)  # rounding would leave an unstable plane
         nets = descend(lambda p: _tanh_loss(p, x, y), nets, lr=TWIN_LR, weight_decay=decay, steps=200)
 
     predicted, modes = np.empty(cells), {}
@@ -129,17 +124,17 @@ def twin_growth_rates(setting: Setting) -> Evidence:
         def loss(p: Ensemble) -> Tensor:
             return _tanh_loss(p, x[i[0], 0], y[i[0], 0])
 
-        net = _SWAP.project(polish(loss, _SWAP.project(net), weight_decay=TWIN_DECAYS[i[1]]))
-        normal = o_hessian(_as_task(net, x[i[0], 0], y[i[0], 0]), _SWAP)
+        net = swap.project(polish(loss, swap.project(net), weight_decay=TWIN_DECAYS[i[1]]))
+        normal = o_hessian(_as_task(net, x[i[0], 0], y[i[0], 0]), swap)
         predicted[i] = growth_rates(normal.eigenvalues[:1], lr=TWIN_LR, weight_decay=TWIN_DECAYS[i[1]])[0]
         modes[i] = torch.from_numpy(normal.eigenvectors[:, 0])
-        return net | {k: net[k] + d for k, d in _SWAP.embed(KICK * modes[i], net).items()}
+        return net | {k: net[k] + d for k, d in swap.embed(KICK * modes[i], net).items()}
 
     nets = map_members(settle_and_kick, nets, cells)
     nets = descend(lambda p: _tanh_loss(p, x, y), nets, lr=TWIN_LR, weight_decay=decay, steps=KICK_STEPS)
     measured = np.empty(cells)
     for i, mode in modes.items():
-        z = _SWAP.coordinates({k: v[i] for k, v in nets.items()}) @ mode
+        z = swap.coordinates({k: v[i] for k, v in nets.items()}) @ mode
         measured[i] = math.log(abs(float(z)) / KICK) / KICK_STEPS
     return Evidence(predicted, measured, labels("λ", TWIN_DECAYS), {"x": decay.numpy()})
 
@@ -161,9 +156,13 @@ def _tanh_loss(nets: Ensemble, x: Tensor, y: Tensor) -> Tensor:
     return (out - y).square().mean(-1)
 
 
+def _module() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 3, bias=False), nn.Tanh(), nn.Linear(3, 1, bias=False)).double()
+
+
 def _as_task(net: Ensemble, x: Tensor, y: Tensor) -> Task:
-    """One member as a module, for the measurements that take one."""
-    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Tanh(), nn.Linear(3, 1, bias=False)).double()
+    """One member as a module with a loss, for the measurements that take one."""
+    model = _module()
     model.load_state_dict(net)
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
