@@ -13,6 +13,7 @@ from gaugefix.symmetry.axes import Axis
 from gaugefix.symmetry.charges import ChargeSpace, Row, Variable, rank_basis, solve_charges
 from gaugefix.symmetry.classes import AxisClass, Classes, SlotKey
 from gaugefix.symmetry.gauges import find_gauges
+from gaugefix.symmetry.generic import settle_dims
 from gaugefix.symmetry.groups import Diagonal, Permutation, Rotation, Symmetry
 from gaugefix.symmetry.symmetries import Symmetries
 from gaugefix.symmetry.units import Role, Slice, Units
@@ -29,14 +30,17 @@ def assemble(classes: Classes) -> Symmetries:
     """
     lower = classes.cells.lower
     builder = _Builder(classes)
-    symmetries = [*builder.axis_groups(), *builder.scales(), *builder.signs(), *find_gauges(classes, builder.names)]
+    gauges, notes = find_gauges(classes, builder.names)
+    symmetries = [*builder.axis_groups(), *builder.scales(), *builder.signs(), *gauges]
+    symmetries, note = settle_dims(symmetries, builder.shapes)
+    notes += [note] if note else []
     params = lower.graph.params
     return Symmetries(
         tuple(symmetries),
         tuple(builder.units.values()),
         tuple(dict.fromkeys(lower.opaque)),
         sum(prod(v.shape) for v in params.values()),
-        skipped=tuple(builder.skipped),
+        skipped=tuple(notes),
         output=lower.graph.output_name,
         shapes=builder.shapes,
     )
@@ -53,7 +57,6 @@ class _Builder:
 
     def __init__(self, classes: Classes) -> None:
         self.classes = classes
-        self.skipped: list[str] = []
         self.shapes = {n: v.shape for n, v in classes.cells.lower.graph.params.items()}
         self._taken: Counter[str] = Counter()
         self.names: dict[Axis, str] = {leaf: self._name(c) for leaf, c in classes.by_leaf.items()}

@@ -5,8 +5,18 @@ from __future__ import annotations
 from gaugefix.symmetry.axes import Axis
 from gaugefix.symmetry.classes import Classes
 from gaugefix.symmetry.groups import Symmetry
+from gaugefix.symmetry.shift_group import find_shifts
 
 
-def find_gauges(classes: Classes, names: dict[Axis, str]) -> list[Symmetry]:
-    """None yet."""
-    return []
+def find_gauges(classes: Classes, names: dict[Axis, str]) -> tuple[list[Symmetry], list[str]]:
+    """Every gauge of a lowered graph, with notes on what was not solved.
+
+    Args:
+        classes: the axis classes.
+        names: readable names of the classes.
+
+    Returns:
+        The symmetries and the notes.
+    """
+    shifts, notes = find_shifts(classes, names)
+    return shifts, notes
