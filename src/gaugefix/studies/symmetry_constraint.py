@@ -73,7 +73,7 @@ def symmetry_constraint() -> tuple[Claim, ...]:
             "noise-collapse",
             "Gradient noise alone pulls SGD onto a saddle: the exponent changes sign at a learning rate.",
             noise_exponents,
-            Tolerance("four standard errors of the mean over the chains", absolute=5e-4),
+            Tolerance("four standard errors of the mean over 4000 chains and 3000 steps", absolute=5e-4),
             draw_against("learning rate / critical learning rate"),
             unit="exponent per step",
         ),
