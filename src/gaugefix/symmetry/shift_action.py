@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gaugefix.symmetry.graph import Value
-from gaugefix.symmetry.records import Cut, Label, Norm, Operand, Product, Record, Sum
+from gaugefix.symmetry.records import Cut, Label, Norm, Operand, Pointwise, Product, Record, Sum
 from gaugefix.symmetry.shifts import Condition, ShiftFlow, Source
 from gaugefix.symmetry.units import Params
 
@@ -57,6 +57,8 @@ class ShiftAction:
                 self._cut(record, shifts)
             elif isinstance(record, Product):
                 self._product(record, shifts, params)
+            elif isinstance(record, Pointwise) and record.translates and record.x.value in shifts:
+                shifts[record.out.value] = relabel(shifts[record.x.value], record.x, record.out)
             elif isinstance(record, Norm) and record.bias is not None and record.bias.value in shifts:
                 shifts[record.out.value] = relabel(shifts[record.bias.value], record.bias, record.out)
         return change, [_visible(shifts[c.operand.value], c) for c in watch if c.operand.value in shifts]

@@ -9,7 +9,6 @@ from itertools import combinations
 
 import numpy as np
 import torch
-from scipy.linalg import null_space
 from torch import Tensor
 
 from gaugefix.symmetry.axes import Axis
@@ -94,7 +93,8 @@ class Shift(Symmetry):
         """The nearest constants in the null space of the conditions at θ."""
         assert self.action is not None
         matrix = condition_matrix(self.action, [s for s, _ in self.sources], self.conditions, params)
-        basis = torch.from_numpy(null_space(matrix.detach().numpy(), rcond=1e-10)).to(element)
+        values, right = torch.linalg.svd(matrix.detach(), full_matrices=True)[1:]
+        basis = right[int((values > 1e-10 * values.max()).sum()) :].T.to(element)
         return _split(self.action, [s for s, _ in self.sources], basis @ (basis.T @ element))
 
 
