@@ -27,7 +27,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
 }
 SMOOTH = ("leaky", "leaky", "relu", "tanh", "gelu", "silu")
-NORMS = ("none", "none", "layer", "layer", "layer-plain", "layer-gain", "rms", "rms-written", "batch", "group")
+NORMS = (*("none", "layer", "rms") * 4, "layer-plain", "layer-gain", "rms-written", "batch", "batch", "group")
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def draw_plan(pick: Pick[Any]) -> Plan:
     source = pick(("vector", "vector", "vector", "sequence", "tokens", "image"))
     kinds = {"vector": VECTOR_KINDS, "image": IMAGE_KINDS}.get(source, SEQUENCE_KINDS)
     narrow = pick((False,) * 9 + (True,))
-    sizes = (2, 3) if narrow else (6, 7)
+    sizes = (2, 3) if narrow else (7, 8)
     blocks = []
     for _ in range(pick((1, 2, 2, 3))):
         norm = pick(NORMS)
@@ -108,11 +108,11 @@ def draw_plan(pick: Pick[Any]) -> Plan:
         kind = pick(kinds)
         blocks.append(
             Block(
-                kind, pick((2, 3, 4, 5)), pick(("identity", *SMOOTH, *SMOOTH)), norm, pick((True, True, False)),
+                kind, pick((3, 4, 5, 6)), pick(("identity", *SMOOTH, *SMOOTH)), norm, pick((True, True, False)),
                 pick((0, 1, 2, 3)), pick((False, False, False, True)),
             )
         )  # fmt: skip
-    width = pick((3, 4, 5)) if source == "vector" else pick((4, 6)) if source != "image" else pick((2, 4))
+    width = pick((3, 4, 5)) if source == "vector" else pick((4, 6)) if source != "image" else pick((3, 4))
     if source == "vector" and pick((False, False, True)):
         width = 0
     final = pick(NORMS)
@@ -161,7 +161,7 @@ class RMSWritten(nn.Module):
 
 def make_norm(kind: str, d: int, *, image: bool = False) -> nn.Module:
     """A normalisation of d features; images know BatchNorm and GroupNorm only."""
-    groups = 2 if d % 2 == 0 else 1
+    groups = 2 if d % 2 == 0 and (image or d > 4) else 1  # centring two numbers leaves one bit
     if image:
         return {"batch": nn.BatchNorm2d(d), "group": nn.GroupNorm(groups, d)}.get(kind, nn.Identity())
     return {
