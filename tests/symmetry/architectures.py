@@ -67,6 +67,7 @@ class Plan:
         bias: of the first and last layers.
         end: "none", "softmax" or "log_softmax".
         tied: the last layer uses the table of the embedding.
+        narrow: some linear maps may be of lower rank than the axis they act on.
     """
 
     source: str = "vector"
@@ -78,6 +79,7 @@ class Plan:
     bias: bool = True
     end: str = "none"
     tied: bool = False
+    narrow: bool = False
 
 
 # Choosing
@@ -90,6 +92,9 @@ IMAGE_KINDS = ("conv", "conv", "conv-residual", "pool", "conv-concat")
 def draw_plan(pick: Pick[Any]) -> Plan:
     """A plan from successive choices.
 
+    One in ten is narrow: linear layers wider than what they read or write, where the null spaces of the weights add
+    directions. The others keep every linear map at full rank from the stream's side.
+
     Args:
         pick: chooses one item of a sequence.
 
@@ -97,30 +102,35 @@ def draw_plan(pick: Pick[Any]) -> Plan:
         The plan.
     """
     source = pick(("vector", "vector", "vector", "sequence", "tokens", "image"))
-    kinds = {"vector": VECTOR_KINDS, "image": IMAGE_KINDS}.get(source, SEQUENCE_KINDS)
     narrow = pick((False,) * 9 + (True,))
-    sizes = (2, 3) if narrow else (7, 8)
-    blocks = []
-    for _ in range(pick((1, 2, 2, 3))):
-        norm = pick(NORMS)
-        if norm == "batch" and source in {"sequence", "tokens"}:
-            norm = "layer"
-        kind = pick(kinds)
-        blocks.append(
-            Block(
-                kind, pick((3, 4, 5, 6)), pick(("identity", *SMOOTH, *SMOOTH)), norm, pick((True, True, False)),
-                pick((0, 1, 2, 3)), pick((False, False, False, True)),
-            )
-        )  # fmt: skip
-    width = pick((3, 4, 5)) if source == "vector" else pick((4, 6)) if source != "image" else pick((3, 4))
-    if source == "vector" and pick((False, False, True)):
-        width = 0
-    final = pick(NORMS)
+    width = 4 if source in {"sequence", "tokens"} else pick((3, 4))
+    raw = source == "vector" and pick((False, False, True))
+    blocks = [_draw_block(pick, source, narrow, raw and i == 0) for i in range(pick((1, 2, 2, 3)))]
     return Plan(
-        source, pick(sizes), pick(sizes), width, tuple(blocks),
-        "layer" if final == "batch" and source in {"sequence", "tokens"} else final,
-        pick((True, True, False)), pick(("none", "none", "none", "softmax", "log_softmax")),
-        pick((False, False, True)),
+        source, pick((2, 3) if narrow else (7, 8)), pick((2, 3) if narrow else (7, 8)), 0 if raw else width,
+        tuple(blocks), _draw_norm(pick, source), pick((True, True, False)),
+        pick(("none", "none", "none", "softmax", "log_softmax")), pick((False, False, True)), narrow,
+    )  # fmt: skip
+
+
+def _draw_norm(pick: Pick[Any], source: str) -> str:
+    norm: str = pick(NORMS)
+    return "layer" if norm == "batch" and source in {"sequence", "tokens"} else norm
+
+
+def _draw_block(pick: Pick[Any], source: str, narrow: bool, first: bool) -> Block:
+    kind = pick({"vector": VECTOR_KINDS, "image": IMAGE_KINDS}.get(source, SEQUENCE_KINDS))
+    if first and kind not in {"dense", "concat"}:
+        kind = "dense"
+    act = pick(("identity", *SMOOTH, *SMOOTH))
+    width = pick((3, 4, 5, 6))
+    if not narrow:
+        width = 6 if kind in {"gate", "low"} else max(width, 4)
+        if kind not in {"residual", "post", "scale"} and act == "identity":
+            act = "leaky"
+    return Block(
+        kind, width, act, _draw_norm(pick, source), pick((True, True, False)), pick((0, 1, 2, 3)),
+        pick((False, False, False, True)),
     )  # fmt: skip
 
 
@@ -328,7 +338,7 @@ class Net(nn.Module):
             self.enter = nn.Embedding(plan.n_in, d)
             self.positions = nn.Parameter(torch.randn(LENGTH, d)) if plan.bias else None
         elif image:
-            self.enter = nn.Conv2d(plan.n_in % 3 + 1, d, 1, bias=plan.bias)
+            self.enter = nn.Conv2d(plan.n_in, d, 1, bias=plan.bias)
         elif plan.width:
             self.enter = nn.Linear(plan.n_in, d, bias=plan.bias)
         steps: list[nn.Module] = []
@@ -388,7 +398,7 @@ def build(plan: Plan) -> tuple[nn.Module, tuple[Tensor, ...]]:
         case "sequence":
             x = torch.randn(3, LENGTH, plan.n_in, generator=generator)
         case "image":
-            x = torch.randn(4, plan.n_in % 3 + 1, 4, 4, generator=generator)
+            x = torch.randn(4, plan.n_in, 4, 4, generator=generator)
         case _:
             x = torch.randn(8, plan.n_in, generator=generator)
     return model, (x,)

@@ -85,6 +85,12 @@ def examine(plan: Plan, *, seeds: int = SEEDS) -> Outcome:
     return Outcome("complete", found.flat_dim, best)
 
 
+def completeness(counts: Counter[str]) -> float | None:
+    """Share of searches that explain every flat direction, among those that ran and claimed nothing false."""
+    judged = counts["complete"] + counts["miss"]
+    return counts["complete"] / judged if judged else None
+
+
 def run(start: int, n: int, *, minimise: bool = True, out: Path | None = None, budget: float = 1e9) -> dict[str, object]:
     """Examine many seeds.
 
@@ -99,6 +105,7 @@ def run(start: int, n: int, *, minimise: bool = True, out: Path | None = None, b
         Counts by verdict, completeness, and the failures with their seeds and shrunk plans.
     """
     counts: Counter[str] = Counter()
+    narrow: Counter[str] = Counter()
     failures: list[dict[str, object]] = []
     begin = time.monotonic()
     summary: dict[str, object] = {}
@@ -106,19 +113,20 @@ def run(start: int, n: int, *, minimise: bool = True, out: Path | None = None, b
         plan = random_plan(seed)
         outcome = examine(plan)
         counts[outcome.verdict] += 1
+        narrow[outcome.verdict] += plan.narrow
         if outcome.verdict in {"miss", "false", "error"}:
             small = plan
             if minimise:
                 small = shrink(plan, lambda p, v=outcome.verdict: examine(p, seeds=SEEDS).verdict == v)
             failures.append({"seed": seed, **asdict(outcome), "plan": str(small), "shrunk": asdict(examine(small))})
         if (seed - start) % 200 == 199 or seed == start + n - 1 or time.monotonic() - begin > budget:
-            judged = counts["complete"] + counts["miss"]
             summary = {
                 "first_seed": start,
                 "seeds": seed - start + 1,
                 "counts": dict(counts),
                 "false_claims": counts["false"],
-                "completeness": counts["complete"] / judged if judged else None,
+                "completeness": completeness(counts - narrow),
+                "completeness_narrow": completeness(narrow),
                 "torch": torch.__version__,
                 "failures": failures,
             }
