@@ -1,0 +1,129 @@
+"""Forecast: will a class of units collapse, stay, or grow, under the task's weight decay?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gaugefix.measure.records import Record
+from gaugefix.symmetry import Symmetries, Units
+from gaugefix.task import Task
+
+
+@dataclass(frozen=True, eq=False)
+class ClassForecast(Record):
+    """What training will do with one class of units (n = fibers * size).
+
+    Attributes:
+        name: of the class.
+        size: number of units n.
+        alive: live units.
+        kappa: birth threshold κ, the growth rate of the best possible ghost.
+        weight_decay: λ.
+        headroom: κ/λ; nan if λ = 0.
+        drives: ``(n,)`` pull d_i on every unit; nan for dead ones.
+        spectrum: ``(min(d_in, d_out),)`` singular values of the signal matrix of the class, descending.
+        residual: how far the live units that are not dying are from stationarity; 0 is stationary.
+        verdict: "dead stays dead", "would be reborn", "saturated: more width cannot help", "wants more width",
+            "not applicable" or "not stationary".
+        rate: κ − λ, growth rate of the best ghost per unit of lr × steps.
+        dying: live units with a drive below λ.
+        critical_weight_decay: λ_c of the wholly collapsed class with the rest of the network as it is.
+        predicted_rank: rank that λ leaves to a linear or smooth class; None for the others.
+        valid: whether the verdict is inside the range of the theory.
+        reason: what limits it, or why there is no verdict.
+    """
+
+    name: str
+    size: int
+    alive: int
+    kappa: float
+    weight_decay: float
+    headroom: float
+    drives: np.ndarray
+    spectrum: np.ndarray
+    residual: float
+    verdict: str
+    rate: float
+    dying: tuple[int, ...]
+    critical_weight_decay: float
+    predicted_rank: int | None
+    valid: bool
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class CollapseThreshold(Record):
+    """Weight decay above which a whole network with one hidden layer learns nothing.
+
+    Attributes:
+        lambda_c: critical weight decay, nan where the theory does not apply.
+        singular_values: of the signal matrix at the collapsed state, descending.
+        homogeneous: whether the threshold is the one of a homogeneous activation.
+        rank: predicted number of live directions at the task's weight decay (linear and smooth), else None.
+        reason: why ``lambda_c`` is nan, or what it assumes.
+    """
+
+    lambda_c: float
+    singular_values: np.ndarray
+    homogeneous: bool
+    rank: int | None
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast(Record):
+    """Forecast of every class of a model.
+
+    Attributes:
+        classes: one entry per class.
+        weight_decay: λ.
+        lr: learning rate.
+        batch_size: samples per step.
+        collapse: threshold of the whole network, None if it has no class of units.
+    """
+
+    classes: tuple[ClassForecast, ...]
+    weight_decay: float
+    lr: float
+    batch_size: int
+    collapse: CollapseThreshold | None
+
+
+@dataclass(frozen=True, eq=False)
+class Certificate(Record):
+    """Whether a wider network would do better.
+
+    Attributes:
+        kappa: largest birth threshold over the classes the certificate covers.
+        weight_decay: λ.
+        residual: largest residual over them.
+        saturated: whether every one is stationary with κ = λ: no wider layer would lower the objective.
+        binding: the class with the largest κ, "" if none is covered.
+        uncovered: classes it says nothing about.
+        reason: why it is not saturated, or what it assumes.
+    """
+
+    kappa: float
+    weight_decay: float
+    residual: float
+    saturated: bool
+    binding: str
+    uncovered: tuple[str, ...]
+    reason: str
+
+
+def forecast(
+    task: Task, symmetries: Symmetries | Sequence[Units], *, seed: int = 0, max_samples: int = 4096
+) -> Forecast:
+    """(being built)."""
+    raise NotImplementedError
+
+
+def certificate(
+    task: Task, symmetries: Symmetries | Sequence[Units], *, seed: int = 0, max_samples: int = 4096
+) -> Certificate:
+    """(being built)."""
+    raise NotImplementedError
