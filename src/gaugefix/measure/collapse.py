@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from gaugefix.errors import MeasurementError
+from gaugefix.measure.activations import known_activation
+from gaugefix.measure.classes import units_of
 from gaugefix.measure.records import Record
 from gaugefix.symmetry import Symmetries, Units
+from gaugefix.symmetry.units import Role
+
+DEFAULT_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,5 +93,265 @@ def collapse_report(
     inputs: Mapping[str, Tensor] | None = None,
     tolerance: float | None = None,
 ) -> CollapseReport:
-    """(being built)."""
-    raise NotImplementedError
+    """Find dead units, duplicate units and lost rank, and tell them apart.
+
+    *Dead*: size √(‖w‖‖u‖) below ``tolerance`` of the class's reference size, so that its product is below
+    ``tolerance²``. A unit on its way out shrinks exponentially and never reaches zero, so a threshold is needed; two
+    decades below the largest unit separate what trains from what decays, and a class in which every unit is that
+    small has collapsed. The reference is the largest unit, or a tenth of a freshly initialised one if that is larger.
+
+    *Duplicate*: live units with one incoming slice, up to a positive factor if the activation is homogeneous and up
+    to sign if it is odd. They compute the same feature and merge exactly, whatever their outgoing weights.
+
+    *Low rank*: the incoming matrix of the live, distinct units (each row of norm 1 if the activation is homogeneous,
+    so that an unbalanced layer is not mistaken for a thin one) has fewer nonzero singular values than its shape
+    allows; for a linear class it is the product of outgoing and incoming matrix, which no change of basis alters.
+    Singular values count as zero below ``σ₁ max(shape) eps(dtype)``, or behind a gap of a factor 10 whose lower edge
+    is below ``σ₁ tolerance / (10 max(shape))``, far under the smallest singular value of a random square matrix.
+
+    Args:
+        params: parameters by name, such as ``dict(model.named_parameters())``.
+        units: what `find_symmetries` gave, or the classes themselves.
+        inputs: the input of classes by name, ``(samples, d)``, from `class_inputs`; then ReLU units that are never
+            switched on are listed as inactive.
+        tolerance: relative size below which a unit is dead and two units are equal; default 0.01.
+
+    Returns:
+        The report. Cost: one SVD and one Gram matrix per class.
+
+    Raises:
+        MeasurementError: if the tolerance is not in (0, 1).
+
+    Example:
+        >>> import torch
+        >>> from gaugefix.symmetry import Slice, Units
+        >>> index = np.arange(3).reshape(1, 3, 1)
+        >>> hidden = Units("0", 3, 1, (Slice("w", 0, index, "write"), Slice("u", 1, index, "read")), "relu")
+        >>> w = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 0.0]])
+        >>> found = collapse_report({"w": w, "u": torch.ones(4, 3)}, [hidden]).units[0]
+        >>> found.verdict, found.dead, found.duplicates
+        ('dead units, duplicate units', (2,), ((0, 1),))
+    """
+    tol = DEFAULT_TOLERANCE if tolerance is None else tolerance
+    if not 0 < tol < 1:
+        raise MeasurementError(f"collapse_report: tolerance must be in (0, 1), got {tol!r}; the default is 0.01.")
+    classes = [_collapse(params, u, (inputs or {}).get(u.name), tol) for u in units_of(units) if u.slices]
+    return CollapseReport(
+        tuple(classes),
+        n_dead=sum(len(c.dead) for c in classes),
+        n_duplicate=sum(len(c.norms) - len(c.dead) - c.distinct for c in classes),
+        n_units=sum(len(c.norms) for c in classes),
+    )
+
+
+def unit_sizes(params: Mapping[str, Tensor], units: Units) -> Float[np.ndarray, " n"]:
+    """Size of every unit, √(‖incoming‖‖outgoing‖), the same in every gauge of a rescaling symmetry.
+
+    A class with one side only has the norm of that side; a class whose activation does not vanish at zero (sigmoid)
+    has the norm of its outgoing side, since no incoming weights make it a constant and not a dead unit.
+
+    Args:
+        params: parameters by name.
+        units: the class.
+
+    Returns:
+        ``(fibers * size,)``.
+    """
+    incoming, outgoing = (_rows(params, units, role) for role in ("write", "read"))
+    if not incoming.shape[1] and not outgoing.shape[1]:
+        return np.linalg.norm(_rows(params, units, None), axis=1)
+    if not outgoing.shape[1]:
+        return np.linalg.norm(incoming, axis=1)
+    activation = known_activation(units.activation)
+    if not incoming.shape[1] or (activation is not None and not activation.vanishes):
+        return np.linalg.norm(outgoing, axis=1)
+    return np.sqrt(np.linalg.norm(incoming, axis=1) * np.linalg.norm(outgoing, axis=1))
+
+
+def live_units(params: Mapping[str, Tensor], units: Units, tolerance: float = DEFAULT_TOLERANCE) -> np.ndarray:
+    """Mask of the units that are not dead.
+
+    Args:
+        params: parameters by name.
+        units: the class.
+        tolerance: as in `collapse_report`.
+
+    Returns:
+        ``(fibers * size,)`` booleans.
+    """
+    sizes = unit_sizes(params, units)
+    reference = max(float(sizes.max(initial=0.0)), 0.1 * _initial_size(params, units))
+    return np.asarray(sizes >= tolerance * reference)
+
+
+def _collapse(params: Mapping[str, Tensor], units: Units, inputs: Tensor | None, tol: float) -> UnitCollapse:
+    sizes, live = unit_sizes(params, units), live_units(params, units, tol)
+    features = _features(params, units)
+    clusters, pair, distance = _cluster(features, live, sizes, units, tol)
+    spectrum, max_rank = _spectrum(params, units, live, len(clusters))
+    rank = _numerical_rank(spectrum, max_rank, units, params, tol)
+    duplicates = tuple(tuple(c) for c in sorted(clusters, key=len, reverse=True) if len(c) > 1)
+    findings = {
+        "dead units": not live.all(),
+        "duplicate units": bool(duplicates),
+        "low rank": rank < min(spectrum.size, max_rank),
+    }
+    verdict = ", ".join(k for k, found in findings.items() if found) or "healthy"
+    return UnitCollapse(
+        name=units.name,
+        size=units.size,
+        fibers=units.fibers,
+        activation=units.activation,
+        kind=units.kind,
+        norms=sizes,
+        dead=tuple(int(i) for i in np.flatnonzero(~live)),
+        duplicates=duplicates,
+        distinct=len(clusters),
+        inactive=_inactive(params, units, inputs, live),
+        effective_rank=effective_rank(spectrum),
+        numerical_rank=rank,
+        max_rank=max_rank,
+        spectrum=spectrum,
+        nearest_pair=pair,
+        nearest_distance=distance,
+        tolerance=tol,
+        verdict=verdict if live.any() else "collapsed",
+    )
+
+
+def _rows(params: Mapping[str, Tensor], units: Units, role: Role | None) -> np.ndarray:
+    return units.rows({k: p.detach() for k, p in params.items()}, role).double().cpu().numpy()
+
+
+def _initial_size(params: Mapping[str, Tensor], units: Units) -> float:
+    """Size of a unit under PyTorch's default initialisation, entries of variance 1/(3 fan_in)."""
+    incoming = math.sqrt(1 / 3) if units.incoming else 1.0
+    entries = _rows(params, units, "read").shape[1]
+    outgoing = math.sqrt(entries / (3 * len(units))) if entries else 1.0
+    return math.sqrt(incoming * outgoing)
+
+
+def _features(params: Mapping[str, Tensor], units: Units) -> np.ndarray:
+    """What a unit computes: its incoming slice, of norm 1 if scale is a gauge."""
+    rows = _rows(params, units, "write" if units.incoming else None)
+    if units.homogeneous and units.incoming:
+        norm = np.linalg.norm(rows, axis=1, keepdims=True)
+        return rows / np.where(norm > 0, norm, 1.0)
+    return rows
+
+
+def _cluster(
+    features: np.ndarray, live: np.ndarray, sizes: np.ndarray, units: Units, tol: float
+) -> tuple[list[list[int]], tuple[int, int] | None, float]:
+    """Clusters of equal live units, and the closest two of different clusters."""
+    activation = known_activation(units.activation)
+    signed = activation is not None and activation.odd
+    clusters: list[list[int]] = []
+    nearest: tuple[float, tuple[int, int] | None] = (math.inf, None)
+    for fiber in range(units.fibers):
+        members = np.arange(fiber * units.size, (fiber + 1) * units.size)
+        members = members[live[members]]
+        members = members[np.argsort(-sizes[members], kind="stable")]  # the largest unit leads its cluster
+        leaders: list[int] = []
+        groups: list[list[int]] = []
+        for i in members.tolist():
+            distances = _distances(features[leaders], features[i], signed)
+            k = int(distances.argmin()) if leaders else -1
+            if leaders and distances[k] < tol:
+                groups[k].append(i)
+                continue
+            if leaders and distances[k] < nearest[0]:
+                nearest = (float(distances[k]), (leaders[k], i))
+            leaders.append(i)
+            groups.append([i])
+        clusters += [sorted(g) for g in groups]
+    pair = None if nearest[1] is None else (min(nearest[1]), max(nearest[1]))
+    return clusters, pair, nearest[0] if pair else math.nan
+
+
+def _distances(others: np.ndarray, row: np.ndarray, signed: bool) -> np.ndarray:
+    """‖a − b‖/√2 relative to √(‖a‖² + ‖b‖²), the smaller over the sign where it is a gauge."""
+    total = np.sqrt((others**2).sum(1) + (row**2).sum())
+    gap = np.linalg.norm(others - row, axis=1)
+    if signed:
+        gap = np.minimum(gap, np.linalg.norm(others + row, axis=1))
+    return np.asarray(gap / (math.sqrt(2) * np.where(total > 0, total, 1.0)))
+
+
+def _spectrum(params: Mapping[str, Tensor], units: Units, live: np.ndarray, distinct: int) -> tuple[np.ndarray, int]:
+    """Singular values of the class, as many as the live distinct units allow, and what the shapes allow."""
+    rows = _weight_rows(params, units, "write" if units.incoming else None)
+    out = _weight_rows(params, units, "read")
+    if units.activation == "identity" and units.incoming and units.outgoing:
+        matrix = out[live].T @ rows[live]
+        max_rank = min(len(rows), rows.shape[1], out.shape[1])
+        values = np.linalg.svd(matrix, compute_uv=False)
+        return values[: min(distinct, max_rank)], max_rank
+    if units.homogeneous and units.incoming:
+        norm = np.linalg.norm(rows, axis=1, keepdims=True)
+        rows = rows / np.where(norm > 0, norm, 1.0)
+    max_rank = min(rows.shape)
+    return np.linalg.svd(rows[live], compute_uv=False)[: min(distinct, max_rank)], max_rank
+
+
+def _weight_rows(params: Mapping[str, Tensor], units: Units, role: Role | None) -> np.ndarray:
+    """Rows without the biases, which would let a layer of rank r look like rank r + 1."""
+    weights = tuple(s for s in units.slices if params[s.param].ndim > 1)
+    if not any(role is None or s.role == role for s in weights):
+        return _rows(params, units, role)
+    return _rows(params, dataclasses.replace(units, slices=weights), role)
+
+
+def _numerical_rank(
+    spectrum: np.ndarray, max_rank: int, units: Units, params: Mapping[str, Tensor], tol: float
+) -> int:
+    if not spectrum.size or spectrum[0] == 0:
+        return 0
+    longest = max(len(units), *(params[s.param].shape[1] for s in units.slices if params[s.param].ndim > 1), max_rank)
+    eps = max(_epsilon(params[s.param].dtype) for s in units.slices)
+    relative = spectrum / spectrum[0]
+    rank = int((relative > longest * eps).sum())
+    for i in range(1, rank):
+        below = relative[i] < tol / (10 * longest)
+        if below and relative[i - 1] > 10 * relative[i]:
+            return i
+    return rank
+
+
+def _epsilon(dtype: torch.dtype) -> float:
+    return float(torch.finfo(dtype).eps) if dtype.is_floating_point else 0.0
+
+
+def effective_rank(spectrum: Float[np.ndarray, " r"]) -> float:
+    """exp of the entropy of σ_i/Σσ: r for r equal singular values, 1 for one, 0 for none (Roy and Vetterli 2007).
+
+    Args:
+        spectrum: singular values.
+
+    Returns:
+        The effective rank.
+
+    Example:
+        >>> effective_rank(np.array([2.0, 2.0, 0.0])), effective_rank(np.zeros(3))
+        (2.0, 0.0)
+    """
+    total = float(np.sum(spectrum))
+    if total <= 0:
+        return 0.0
+    p = spectrum[spectrum > 0] / total
+    return float(np.exp(-np.sum(p * np.log(p))))
+
+
+def _inactive(
+    params: Mapping[str, Tensor], units: Units, inputs: Tensor | None, live: np.ndarray
+) -> tuple[int, ...]:
+    """Live ReLU units whose pre-activation is never positive on the data."""
+    if inputs is None or units.activation != "relu" or not units.incoming:
+        return ()
+    rows = _rows(params, units, "write")
+    h = inputs.detach().double().cpu().numpy().reshape(-1, inputs.shape[-1])
+    if rows.shape[1] == h.shape[1] + 1:
+        h = np.hstack([h, np.ones((len(h), 1))])
+    if rows.shape[1] != h.shape[1]:
+        return ()
+    return tuple(int(i) for i in np.flatnonzero(live & ~(h @ rows.T > 0).any(0)))

@@ -1,0 +1,122 @@
+"""Classes of units as measurements see them: from a search result or a plain list, and the parts of a copy."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gaugefix.symmetry import Symmetries, Units
+from gaugefix.task import Batch, Task
+
+
+def units_of(symmetries: Symmetries | Sequence[Units]) -> tuple[Units, ...]:
+    """The classes of units of a search result.
+
+    Args:
+        symmetries: what `find_symmetries` gave, or the classes themselves.
+
+    Returns:
+        The classes.
+    """
+    return symmetries.units if isinstance(symmetries, Symmetries) else tuple(symmetries)
+
+
+def rescaling_fails(units: Units, symmetries: Symmetries | Sequence[Units]) -> str:
+    """Why rescaling (w, u) → (cw, u/c) is not a symmetry of a class.
+
+    Args:
+        units: the class.
+        symmetries: the search result it comes from; with a plain list the activation alone decides.
+
+    Returns:
+        The reason, or "" if it is a symmetry.
+    """
+    if not units.incoming or not units.outgoing:
+        return f"the class has no {'outgoing' if units.incoming else 'incoming'} slice"
+    if isinstance(symmetries, Symmetries):
+        groups = [s.group for s in symmetries if s.units is not None and s.units.name == units.name]
+        if any("R+" in g or "GL(" in g for g in groups):
+            return ""
+        return f"rescaling is not a symmetry of {units.name} ({', '.join(groups) or 'no group found'})"
+    if not units.homogeneous:
+        return f"the activation {units.activation!r} is not homogeneous"
+    return "gains sit between the two sides" if units.gains else ""
+
+
+def to_dtype(batch: Batch, dtype: torch.dtype) -> Batch:
+    """Cast the floating tensors of a batch; integers and everything else stay.
+
+    Args:
+        batch: a tensor, or tensors nested in tuples, lists and dictionaries.
+        dtype: wanted floating type.
+
+    Returns:
+        The batch.
+    """
+    return map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, batch)
+
+
+def map_tensors(function: Any, batch: Batch) -> Batch:
+    """Apply a function to every tensor of a batch.
+
+    Args:
+        function: tensor to tensor.
+        batch: a tensor, or tensors nested in tuples, lists and dictionaries.
+
+    Returns:
+        The same nesting.
+    """
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(map_tensors(function, b) for b in batch))
+    if isinstance(batch, tuple | list):
+        return type(batch)(map_tensors(function, b) for b in batch)
+    if isinstance(batch, dict):
+        return {k: map_tensors(function, b) for k, b in batch.items()}
+    return batch
+
+
+def exact_copy(task: Task) -> Task:
+    """A task on a deep copy of the model, in float64 if the loss allows, in evaluation mode.
+
+    Measurements run on it, so that the user's model keeps its mode, gradients, hooks and buffers.
+
+    Args:
+        task: the original.
+
+    Returns:
+        The copy; its ``batches`` cast the data.
+
+    Example:
+        >>> from gaugefix import load_task
+        >>> next(exact_copy(load_task("digits-mlp")).model.parameters()).dtype
+        torch.float64
+    """
+    original = {p.dtype for p in task.model.parameters() if p.is_floating_point()}
+    for dtype in (torch.float64, *original):
+        model = copy.deepcopy(task.model).to(dtype).eval()
+        clone = _with_model(task, model, dtype)
+        try:
+            with torch.no_grad():
+                clone.loss(model, clone.first_batch())
+        except RuntimeError:
+            if dtype in original:
+                raise  # the task itself is broken
+            continue  # a loss with float32 constants inside: stay in the model's own precision
+        return clone
+    return _with_model(task, copy.deepcopy(task.model).eval(), torch.float32)
+
+
+def _with_model(task: Task, model: nn.Module, dtype: torch.dtype) -> Task:
+    def batches(seed: int = 0) -> Iterator[Batch]:
+        return (to_dtype(batch, dtype) for batch in task.batch_iter(seed))
+
+    for p in model.parameters():
+        p.grad = None
+    return dataclasses.replace(task, model=model, batches=batches)
