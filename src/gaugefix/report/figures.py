@@ -42,7 +42,7 @@ def _figure(label: str, traces: Sequence[Mapping[str, Any]], *, height: int = 34
 
 
 def _log_axis(title: str) -> dict[str, Any]:
-    return {"title": {"text": title}, "type": "log", "exponentformat": "power", "dtick": 1, "minor": {"ticks": ""}}
+    return {"title": {"text": title}, "type": "log", "tickformat": "~g", "nticks": 6}
 
 
 def _forecast(forecast: Mapping[str, Any]) -> Figure | None:
@@ -209,5 +209,5 @@ def _training(losses: Sequence[float | None]) -> Figure | None:
         [curve],
         height=280,
         xaxis={"title": {"text": "pass over the data"}},
-        yaxis={**_log_axis("mean loss"), "dtick": None},
+        yaxis=_log_axis("mean loss"),
     )

@@ -41,8 +41,8 @@
     return coloured({
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: narrow ? 12 : 13, color: "var:--soft" },
-      margin: { l: 8, r: 16, t: 28, b: 8 }, height: figure.height,
-      legend: { orientation: "h", x: 0, y: -0.32, yref: "paper", yanchor: "top", font: { size: 12 } },
+      margin: { l: 8, r: 16, t: figure.layout.annotations ? 56 : 40, b: 8 }, height: figure.height,
+      legend: { orientation: "h", x: 0, y: 1, yref: "container", yanchor: "top", font: { size: 12 } },
       hoverlabel: { bgcolor: "var:--card", bordercolor: "var:--line", font: { color: "var:--ink" } },
       ...own, xaxis: { ...axis, ...own.xaxis }, yaxis: { ...axis, ...own.yaxis },
     });
