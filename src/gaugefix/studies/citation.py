@@ -1,0 +1,79 @@
+"""BibTeX for a paper, or for whatever in this package rests on one."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+from gaugefix.errors import StudyError
+from gaugefix.studies.registry import Paper, find_paper
+
+_ARXIV = re.compile(r"\b(\d{4}\.\d{5})\b")
+_ARTICLES = {"a", "an", "the", "on", "of", "and", "for", "in", "to", "how", "what", "when", "does", "do"}
+_LATEX = str.maketrans({"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$"})
+
+
+def cite(what: object) -> str:
+    r"""BibTeX of the papers that something rests on.
+
+    Args:
+        what: an arXiv identifier, a `Paper`, a `StudyResult`, or any object, class, function or module of this
+            package: then the ids in its ``__source__`` attribute, else those named in its docstring.
+
+    Returns:
+        One entry per paper, in the order in which they are named.
+
+    Raises:
+        StudyError: if the id is unknown, or no source is registered.
+
+    Example:
+        >>> print(cite("2309.16932"))
+        @misc{ziyin2023symmetry,
+          title         = {{Symmetry Induces Structure and Constraint of Learning}},
+          author        = {Liu Ziyin},
+          year          = {2023},
+          eprint        = {2309.16932},
+          archivePrefix = {arXiv},
+          url           = {https://arxiv.org/abs/2309.16932},
+          note          = {ICML 2024},
+        }
+    """
+    if isinstance(what, Paper):
+        return _bibtex(what)
+    ids = [what] if isinstance(what, str) else _sources(what)
+    if not ids:
+        name = getattr(what, "__qualname__", type(what).__qualname__)
+        raise StudyError(f"{name} names no source. Give an arXiv id of `gaugefix papers`, or an object that cites one.")
+    return "\n\n".join(_bibtex(find_paper(id)) for id in ids)
+
+
+def _sources(what: object) -> list[str]:
+    """arXiv ids that belong to an object, in order."""
+    paper = getattr(what, "paper", None)
+    if isinstance(paper, Paper):
+        return [paper.id]
+    owner = what if inspect.isclass(what) or inspect.isroutine(what) or inspect.ismodule(what) else type(what)
+    source = getattr(what, "__source__", None) or getattr(owner, "__source__", None)
+    text = " ".join([source] if isinstance(source, str) else source) if source else inspect.getdoc(owner) or ""
+    return list(dict.fromkeys(_ARXIV.findall(text)))
+
+
+def _bibtex(paper: Paper) -> str:
+    fields = {
+        "title": f"{{{paper.title.translate(_LATEX)}}}",
+        "author": " and ".join(paper.authors),
+        "year": str(paper.year),
+        "eprint": paper.id,
+        "archivePrefix": "arXiv",
+        "url": f"https://arxiv.org/abs/{paper.id}",
+        "note": paper.venue.translate(_LATEX),
+    }
+    lines = [f"  {name:<13} = {{{value}}}," for name, value in fields.items() if value]
+    return "\n".join([f"@misc{{{_key(paper)},", *lines, "}"])
+
+
+def _key(paper: Paper) -> str:
+    """Family name of the first author, year, first word of the title that says something."""
+    family = paper.authors[0].split()[-1] if paper.authors else "gaugefix"
+    words = [w for w in re.findall(r"[a-z]+", paper.title.lower()) if w not in _ARTICLES]
+    return f"{re.sub('[^a-z]', '', family.lower())}{paper.year}{words[0]}"

@@ -1,0 +1,93 @@
+"""Figures of studies: predicted is always a line or a ring, measured always a filled point with its error bar."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gaugefix.studies.framework import Comparison, Draw
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PREDICTED = "#d1495b"
+MEASURED = "#1f4e79"
+NEUTRAL = "#8a8f98"
+_STYLE = {
+    "font.size": 9.5,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": NEUTRAL,
+    "axes.grid": True,
+    "grid.color": "#e8eaee",
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "svg.hashsalt": "gaugefix",  # equal input, equal file
+    "svg.fonttype": "none",
+}
+
+
+def draw_study(comparisons: Sequence[Comparison], draws: Mapping[str, Draw | None]) -> Figure:
+    """One panel per measured claim.
+
+    Args:
+        comparisons: claims that could not be measured get no panel.
+        draws: how to draw each, by name; `draw_cells` where there is none.
+
+    Returns:
+        The figure; at most three panels in a row.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    shown = [c for c in comparisons if c.measured.size]
+    columns = min(3, len(shown)) or 1
+    rows = math.ceil(len(shown) / columns) or 1
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(4.3 * columns, 3.6 * rows), layout="constrained")
+        for place, comparison in enumerate(shown):
+            axes = figure.add_subplot(rows, columns, place + 1)
+            draw = draws.get(comparison.name) or draw_cells
+            draw(axes, comparison)
+            title = textwrap.fill(comparison.statement, 52)
+            axes.set_title(title if comparison.passed else f"✗ {title}", color="black" if comparison.passed else "red")
+    return figure
+
+
+def draw_cells(axes: Axes, comparison: Comparison) -> None:
+    """Every cell beside its label: a ring where it was predicted, a point where it was measured."""
+    positions = np.arange(len(comparison.cells))
+    errorbars(axes, positions, comparison)
+    rings(axes, positions, comparison.predicted.mean(axis=0))
+    axes.set_xticks(positions, comparison.cells, rotation=35 if max(map(len, comparison.cells)) > 4 else 0, ha="right")
+    axes.set_ylabel(comparison.unit)
+    axes.legend()
+
+
+def draw_identity(axes: Axes, comparison: Comparison) -> None:
+    """Measured against predicted, every seed a point, on the line of perfect agreement."""
+    low = min(comparison.predicted.min(), comparison.measured.min())
+    high = max(comparison.predicted.max(), comparison.measured.max())
+    axes.axline((low, low), (high, high), color=PREDICTED, lw=1.2, label="measured = predicted")
+    axes.plot(comparison.predicted.ravel(), comparison.measured.ravel(), "o", ms=4.5, color=MEASURED, label="each seed")
+    axes.set(xlabel="predicted", ylabel=f"measured {comparison.unit}".rstrip())
+    axes.legend()
+
+
+def errorbars(axes: Axes, x: np.ndarray, comparison: Comparison) -> None:
+    """Measured mean ± standard error over the seeds."""
+    stderr = np.nan_to_num(comparison.stderr)
+    label = f"measured, {comparison.n_seeds} seeds"
+    axes.errorbar(x, comparison.mean, yerr=stderr, fmt="o", ms=4.5, capsize=2.5, color=MEASURED, label=label, zorder=3)
+
+
+def rings(axes: Axes, x: np.ndarray, predicted: np.ndarray) -> None:
+    """Predicted values as open rings that a measured point can sit in."""
+    axes.plot(x, predicted, "o", ms=9, mfc="none", mec=PREDICTED, mew=1.4, label="predicted", zorder=2)

@@ -1,0 +1,130 @@
+"""Run a study: every claim on its own, what fails is shown, what is done is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gaugefix.errors import StudyError
+from gaugefix.studies.framework import Claim, Comparison, Setting, compare
+from gaugefix.studies.registry import Study, find_paper, find_study
+from gaugefix.studies.results import StudyResult, stored_comparisons
+
+Progress = Callable[[int, int, str], None]
+
+
+def reproduce(
+    id: str,
+    *,
+    full: bool = False,
+    seeds: int = 3,
+    out: Path | str | None = None,
+    progress: Progress | None = None,
+) -> StudyResult:
+    """Run the study of a paper and compare what it predicts with what is measured.
+
+    Args:
+        id: arXiv identifier.
+        full: the sizes of the paper instead of the quick ones (≤ 60 s on two cores).
+        seeds: every claim is measured for seeds 0, …, seeds − 1; three or more give an error bar worth the name.
+        out: folder for ``<id>.json``, ``.svg`` and ``.png``, written after every claim. A later run with the same
+            setting and an unchanged study takes over the claims that passed.
+        progress: called with ``(claims done, claims in all, name of the next claim)``, at the end with "".
+
+    Returns:
+        The result; look at ``.passed``, print ``.table()``, draw ``.figure()``.
+
+    Raises:
+        StudyError: if the paper is unknown or has no study yet, or ``seeds`` is not a positive integer.
+
+    Example:
+        >>> reproduce("2309.1693")
+        Traceback (most recent call last):
+        ...
+        gaugefix.errors.StudyError: Unknown paper '2309.1693'. Did you mean 2309.16932 (Symmetry Induces ...
+    """
+    study = find_study(id)
+    if not isinstance(seeds, int) or seeds < 1:
+        raise StudyError(f"seeds must be an integer >= 1, got {seeds!r}; the default is 3.")
+    return run_study(study, Setting(tuple(range(seeds)), full), out=out, progress=progress)
+
+
+def run_study(
+    study: Study, setting: Setting, *, out: Path | str | None = None, progress: Progress | None = None
+) -> StudyResult:
+    """`reproduce` for a `Study` object, registered or not.
+
+    Args:
+        study: what to run.
+        setting: seeds and size.
+        out: as in `reproduce`.
+        progress: as in `reproduce`.
+
+    Returns:
+        The result.
+    """
+    claims, paper = study.claims, find_paper(study.id)
+    source_hash = hashlib.sha256(study.source.encode()).hexdigest()[:16]
+    kept = stored_comparisons(Path(out) / f"{study.id}.json", setting, source_hash) if out is not None else {}
+    comparisons: list[Comparison] = []
+    result = StudyResult(paper, study, setting, (), _environment(), source_hash)
+    for done, claim in enumerate(claims):
+        if progress is not None:
+            progress(done, len(claims), claim.name)
+        old = kept.get(claim.name)
+        unchanged = old is not None and (old.statement, old.tolerance) == (claim.statement, claim.tolerance)
+        comparisons.append(old if old is not None and unchanged else run_claim(claim, setting))
+        result = StudyResult(paper, study, setting, tuple(comparisons), _environment(), source_hash)
+        if out is not None:
+            result.save(out, figure=done == len(claims) - 1)
+    if progress is not None:
+        progress(len(claims), len(claims), "")
+    return result
+
+
+def run_claim(claim: Claim, setting: Setting) -> Comparison:
+    """Measure one claim. An exception becomes a failed comparison that says what happened.
+
+    The global random state of torch and numpy and torch's default dtype are as before, whatever the claim does.
+
+    Args:
+        claim: what to measure.
+        setting: seeds and size.
+
+    Returns:
+        The comparison, with ``error`` set if it could not be measured.
+    """
+    start = time.perf_counter()
+    numpy_state, dtype = np.random.get_state(), torch.get_default_dtype()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            evidence = claim.measure(setting)
+        return compare(claim, evidence, time.perf_counter() - start, n_seeds=len(setting.seeds))
+    except Exception as error:
+        return Comparison(
+            name=claim.name,
+            statement=claim.statement,
+            tolerance=claim.tolerance,
+            unit=claim.unit,
+            seconds=time.perf_counter() - start,
+            error=f"{type(error).__name__}: {error}",
+        )
+    finally:
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.set_default_dtype(dtype)
+
+
+def _environment() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "threads": str(torch.get_num_threads()),
+    }
