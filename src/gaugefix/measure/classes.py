@@ -98,19 +98,21 @@ def exact_copy(task: Task) -> Task:
         >>> next(exact_copy(load_task("digits-mlp")).model.parameters()).dtype
         torch.float64
     """
-    original = {p.dtype for p in task.model.parameters() if p.is_floating_point()}
-    for dtype in (torch.float64, *original):
-        model = copy.deepcopy(task.model).to(dtype).eval()
-        clone = _with_model(task, model, dtype)
-        try:
-            with torch.no_grad():
-                clone.loss(model, clone.first_batch())
-        except RuntimeError:
-            if dtype in original:
-                raise  # the task itself is broken
-            continue  # a loss with float32 constants inside: stay in the model's own precision
+    clone = _with_model(task, copy.deepcopy(task.model).to(torch.float64).eval(), torch.float64)
+    if _evaluates(clone):
         return clone
-    return _with_model(task, copy.deepcopy(task.model).eval(), torch.float32)
+    # a loss with float32 constants inside: stay in the model's own precision
+    own = next((p.dtype for p in task.model.parameters() if p.is_floating_point()), torch.float32)
+    return _with_model(task, copy.deepcopy(task.model).eval(), own)
+
+
+def _evaluates(task: Task) -> bool:
+    try:
+        with torch.no_grad():
+            task.loss(task.model, task.first_batch())
+    except RuntimeError:
+        return False
+    return True
 
 
 def _with_model(task: Task, model: nn.Module, dtype: torch.dtype) -> Task:

@@ -159,13 +159,13 @@ def unit_sizes(params: Mapping[str, Tensor], units: Units) -> Float[np.ndarray, 
     """
     incoming, outgoing = (_rows(params, units, role) for role in ("write", "read"))
     if not incoming.shape[1] and not outgoing.shape[1]:
-        return np.linalg.norm(_rows(params, units, None), axis=1)
+        return _norms(_rows(params, units, None))
     if not outgoing.shape[1]:
-        return np.linalg.norm(incoming, axis=1)
+        return _norms(incoming)
     activation = known_activation(units.activation)
     if not incoming.shape[1] or (activation is not None and not activation.vanishes):
-        return np.linalg.norm(outgoing, axis=1)
-    return np.sqrt(np.linalg.norm(incoming, axis=1) * np.linalg.norm(outgoing, axis=1))
+        return _norms(outgoing)
+    return np.asarray(np.sqrt(_norms(incoming) * _norms(outgoing)))
 
 
 def live_units(params: Mapping[str, Tensor], units: Units, tolerance: float = DEFAULT_TOLERANCE) -> np.ndarray:
@@ -221,6 +221,10 @@ def _collapse(params: Mapping[str, Tensor], units: Units, inputs: Tensor | None,
 
 def _rows(params: Mapping[str, Tensor], units: Units, role: Role | None) -> np.ndarray:
     return units.rows({k: p.detach() for k, p in params.items()}, role).double().cpu().numpy()
+
+
+def _norms(rows: np.ndarray) -> np.ndarray:
+    return np.asarray(np.linalg.norm(rows, axis=1))
 
 
 def _initial_size(params: Mapping[str, Tensor], units: Units) -> float:
@@ -302,9 +306,7 @@ def _weight_rows(params: Mapping[str, Tensor], units: Units, role: Role | None) 
     return _rows(params, dataclasses.replace(units, slices=weights), role)
 
 
-def _numerical_rank(
-    spectrum: np.ndarray, max_rank: int, units: Units, params: Mapping[str, Tensor], tol: float
-) -> int:
+def _numerical_rank(spectrum: np.ndarray, max_rank: int, units: Units, params: Mapping[str, Tensor], tol: float) -> int:
     if not spectrum.size or spectrum[0] == 0:
         return 0
     longest = max(len(units), *(params[s.param].shape[1] for s in units.slices if params[s.param].ndim > 1), max_rank)
@@ -323,7 +325,7 @@ def _epsilon(dtype: torch.dtype) -> float:
 
 
 def effective_rank(spectrum: Float[np.ndarray, " r"]) -> float:
-    """exp of the entropy of σ_i/Σσ: r for r equal singular values, 1 for one, 0 for none (Roy and Vetterli 2007).
+    """Exp of the entropy of σ_i/Σσ: r for r equal singular values, 1 for one, 0 for none (Roy and Vetterli 2007).
 
     Args:
         spectrum: singular values.
@@ -342,9 +344,7 @@ def effective_rank(spectrum: Float[np.ndarray, " r"]) -> float:
     return float(np.exp(-np.sum(p * np.log(p))))
 
 
-def _inactive(
-    params: Mapping[str, Tensor], units: Units, inputs: Tensor | None, live: np.ndarray
-) -> tuple[int, ...]:
+def _inactive(params: Mapping[str, Tensor], units: Units, inputs: Tensor | None, live: np.ndarray) -> tuple[int, ...]:
     """Live ReLU units whose pre-activation is never positive on the data."""
     if inputs is None or units.activation != "relu" or not units.incoming:
         return ()

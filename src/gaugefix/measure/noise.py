@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import torch
+
+from gaugefix.errors import MeasurementError
+from gaugefix.measure.classes import exact_copy
+from gaugefix.measure.perexample import Moments, full_moments, ghost_moments, trainable
 from gaugefix.measure.records import Record
 from gaugefix.task import Task
 
@@ -47,5 +53,61 @@ class GradientNoise(Record):
 
 
 def gradient_noise(task: Task, *, max_samples: int = 2048, seed: int = 0) -> GradientNoise:
-    """(being built)."""
-    raise NotImplementedError
+    """Trace of the gradient covariance, Tr C = (1/n) Σ ‖∇ℓᵢ‖² − ‖∇L‖², in total and for every parameter.
+
+    C is the covariance of the gradients of single samples (batch size 1) without weight decay; a minibatch of S has
+    C/S (arXiv 2102.05375, E0). The average is over the samples used, so the numbers are exact when ``max_samples``
+    covers the data; below that ‖∇L‖² is high by about Tr C / n. The model is evaluated in evaluation mode: dropout
+    and the coupling of samples by batch norm are left out.
+
+    Args:
+        task: gives model, loss, data, lr and batch size.
+        max_samples: stop after the batch that reaches this number.
+        seed: of the data order.
+
+    Returns:
+        The moments. Cost: one forward and backward pass for a stack of Linear layers (ghost norms), else the
+        gradients of all samples by vmap in chunks, else one backward pass per sample.
+
+    Raises:
+        MeasurementError: if no parameter is trainable or ``max_samples`` < 1.
+
+    Example:
+        >>> from gaugefix import load_task
+        >>> noise = gradient_noise(load_task("digits-mlp"), max_samples=64)
+        >>> noise.n_samples, noise.method
+        (64, 'ghost norms')
+    """
+    if max_samples < 1:
+        raise MeasurementError(f"gradient_noise: max_samples must be at least 1, got {max_samples!r}.")
+    if not trainable(task.model):
+        raise MeasurementError(f"gradient_noise: no parameter of task {task.name!r} has requires_grad=True.")
+    clone = exact_copy(task)
+    moments, method, count = Moments(), "", 0
+    with torch.random.fork_rng(devices=[]):
+        for batch in clone.batch_iter(seed):
+            ghost = method in {"", "ghost norms"} and ghost_moments(clone, batch, moments)
+            if ghost:
+                method = "ghost norms"
+            else:
+                used = full_moments(clone, batch, moments)
+                method = used if method in {"", used} else "loop"
+            count = sum(map(len, next(iter(moments.squares.values()))))
+            if count >= max_samples:
+                break
+    return _summary(moments, count, task, method)
+
+
+def _summary(moments: Moments, n: int, task: Task, method: str) -> GradientNoise:
+    squares = {k: torch.cat(parts) for k, parts in moments.squares.items()}
+    per_sample = torch.stack(list(squares.values())).sum(0)
+    mean_sq = {k: float((t / n).square().sum()) for k, t in moments.total.items()}
+    groups = tuple(_group(k, float(squares[k].mean()), mean_sq[k], task.batch_size) for k in squares)
+    total = _group("total", float(per_sample.mean()), sum(mean_sq.values()), task.batch_size)
+    stderr = float(per_sample.std()) / math.sqrt(n) if n > 1 else math.nan
+    return GradientNoise(groups, total, n, stderr, task.lr / task.batch_size, method)
+
+
+def _group(name: str, mean_of_squares: float, mean_sq: float, batch_size: int) -> NoiseGroup:
+    trace = max(0.0, mean_of_squares - mean_sq)
+    return NoiseGroup(name, trace, mean_sq, mean_sq * batch_size / trace if trace > 0 else math.nan)

@@ -1,8 +1,8 @@
 """PREDICT: closed forms of solvable models, arrays in and arrays out."""
 
-from gaugefix.theory.balance import charge_step as charge_step
-from gaugefix.theory.balance import layerwise_charge_step as layerwise_charge_step
-from gaugefix.theory.balance import momentum_charge_step as momentum_charge_step
+from gaugefix.theory.balance import predict_charge_step as predict_charge_step
+from gaugefix.theory.balance import predict_layerwise_charge_step as predict_layerwise_charge_step
+from gaugefix.theory.balance import predict_momentum_charge_step as predict_momentum_charge_step
 from gaugefix.theory.collapsed_layer import Ascent as Ascent
 from gaugefix.theory.collapsed_layer import homogeneous_pull as homogeneous_pull
 from gaugefix.theory.collapsed_layer import homogeneous_threshold as homogeneous_threshold

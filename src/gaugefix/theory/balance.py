@@ -13,7 +13,7 @@ from jaxtyping import Float
 Array = np.ndarray
 
 
-def charge_step(
+def predict_charge_step(
     charge: Float[Array, " n"], gradient_charge: Float[Array, " n"], *, lr: float, weight_decay: float = 0.0
 ) -> Float[Array, " n"]:
     """One step of SGD: Q' = (1 − ηλ)² Q + η² (‖ĝ_u‖² − ‖ĝ_w‖²).
@@ -28,13 +28,13 @@ def charge_step(
         Q after the step.
 
     Example:
-        >>> charge_step(np.array([1.0]), np.array([3.0]), lr=0.1)
+        >>> predict_charge_step(np.array([1.0]), np.array([3.0]), lr=0.1)
         array([1.03])
     """
     return np.asarray((1 - lr * weight_decay) ** 2 * charge + lr**2 * gradient_charge)
 
 
-def momentum_charge_step(
+def predict_momentum_charge_step(
     shifted_charge: Float[Array, " n"],
     charge: Float[Array, " n"],
     gradient_charge: Float[Array, " n"],
@@ -69,14 +69,11 @@ def momentum_charge_step(
         raise ValueError(f"momentum must be in [0, 1), got {momentum!r}.")
     a = lr / (1 - momentum)
     return np.asarray(
-        shifted_charge
-        - 2 * a * weight_decay * charge
-        + a**2 * gradient_charge
-        + 2 * a**2 * momentum * cross_charge
+        shifted_charge - 2 * a * weight_decay * charge + a**2 * gradient_charge + 2 * a**2 * momentum * cross_charge
     )
 
 
-def layerwise_charge_step(
+def predict_layerwise_charge_step(
     charge: Float[Array, " n"],
     outgoing_sq: Float[Array, " n"],
     incoming_sq: Float[Array, " n"],
@@ -99,7 +96,7 @@ def layerwise_charge_step(
         Q after the step.
 
     Example:
-        >>> layerwise_charge_step(np.array([0.0]), np.array([1.0]), np.array([1.0]), lr_outgoing=0.2, lr_incoming=0.1)
+        >>> predict_layerwise_charge_step(np.array([0.0]), np.array([1.0]), np.array([1.0]), lr_outgoing=0.2, lr_incoming=0.1)
         array([0.1])
     """
     return np.asarray(charge + lr_outgoing * outgoing_sq - lr_incoming * incoming_sq)

@@ -50,10 +50,7 @@ def signal_matrix(g: Float[Array, "n m"], h: Float[Array, "n d"]) -> Float[Array
         h: input of the class.
 
     Returns:
-        ``(m, d)``.
-
-    Raises:
-        ValueError: if the shapes do not fit, there is no sample, or a value is not finite.
+        ``(m, d)``. A ValueError says so if the shapes do not fit or a value is not finite.
 
     Example:
         >>> signal_matrix(np.array([[1.0], [-1.0]]), np.array([[2.0, 0.0], [0.0, 4.0]]))
