@@ -201,7 +201,9 @@ class TestBuiltin:
 
     def test_mnist_with_arrays_missing(self, tmp_path: Path) -> None:
         np.savez(tmp_path / "mnist.npz", x_train=np.zeros((2, 28, 28), np.uint8))
-        with pytest.raises(TaskError, match=r"lacks the arrays \['x_test', 'y_test', 'y_train'\]; it has \['x_train'\]"):
+        with pytest.raises(
+            TaskError, match=r"lacks the arrays \['x_test', 'y_test', 'y_train'\]; it has \['x_train'\]"
+        ):
             load_task("mnist-mlp", data_dir=tmp_path)
 
     def test_mnist_from_the_environment(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,9 +76,7 @@ def audit(
     target: Target,
     level: Annotated[Level, typer.Option(help="How much to measure; full adds what takes longer.")] = Level.quick,
     as_json: AsJson = False,
-    html: Annotated[
-        Path | None, typer.Option(help="Where to write the page.", show_default="OUT/audit.html")
-    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Where to write the page.", show_default="OUT/audit.html")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for audit.html and audit.json.", show_default="this folder")
     ] = None,
@@ -93,8 +91,8 @@ def audit(
 ) -> None:
     """Train a task, find its symmetries, measure what they did, forecast what they will do.
 
-    Prints a summary that ends with what to do next, and writes [bold]audit.html[/] and [bold]audit.json[/]. With
-    --json the summary is JSON on standard output, and files are written only where --out or --html say so.
+    Prints a summary that ends with what to do next, and writes [bold]audit.html[/] and [bold]audit.json[/]. For
+    machines, --json prints JSON instead; files are then written only where --out or --html say so.
 
     Example: [bold]gaugefix audit digits-mlp --epochs 50 --out results[/]
     """
@@ -152,8 +150,7 @@ def papers(as_json: AsJson = False) -> None:
         return
     table = Table("paper", "status", "claims", "title", title="Papers", title_justify="left", box=None, pad_edge=False)
     for p in known:
-        count = p.claims if isinstance(p.claims, int) else len(p.claims)
-        table.add_row(Text(p.id), Text(p.status), str(count), Text(p.title))
+        table.add_row(Text(p.id), Text(p.status), str(len(p.claims) or "–"), Text(p.title))
     Console().print(table)
 
 
@@ -170,9 +167,11 @@ def reproduce(
 
     Example: [bold]gaugefix reproduce 2309.16932 --out results[/]
     """
+    from gaugefix.report.progress import Stages
     from gaugefix.studies import reproduce as run_study
 
-    result = run_study(paper, full=full, seeds=seeds, out=out, progress=not as_json)
+    with Stages(shown=not as_json) as stages:
+        result = run_study(paper, full=full, seeds=seeds, out=out, progress=stages.follow("Claims"))
     if as_json:
         typer.echo(_json(result.to_dict()))
     else:

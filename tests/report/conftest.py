@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -126,3 +128,9 @@ def make_audit(names: tuple[str, ...] = NAMES, n: int = 16) -> Audit:
 def sample() -> Audit:
     """The audit with hostile names."""
     return make_audit()
+
+
+@pytest.fixture(scope="session")
+def build() -> Callable[..., Audit]:
+    """Makes an audit with other layer names or sizes."""
+    return make_audit

@@ -67,3 +67,15 @@ class Stages:
         bar = self._progress.add_task(name, total=1, note="")
         yield
         self._progress.update(bar, completed=1)
+
+    def follow(self, name: str) -> Callable[[int, int, str], None]:
+        """A bar that somebody else moves.
+
+        Args:
+            name: what is going on.
+
+        Returns:
+            A function of (steps done, steps in all, note).
+        """
+        bar = self._progress.add_task(name, total=None, note="")
+        return lambda done, total, note: self._progress.update(bar, completed=done, total=total, note=note)
