@@ -1,11 +1,16 @@
 """MEASURE: numbers of a live network, gradient moments, curvature, charges, collapse."""
 
+from gaugefix.measure.capture import ClassProbe as ClassProbe
+from gaugefix.measure.capture import Probe as Probe
+from gaugefix.measure.capture import class_inputs as class_inputs
+from gaugefix.measure.capture import probe_classes as probe_classes
 from gaugefix.measure.charges import ChargeLaw as ChargeLaw
 from gaugefix.measure.charges import ChargeReport as ChargeReport
 from gaugefix.measure.charges import UnitBalance as UnitBalance
 from gaugefix.measure.charges import balance as balance
 from gaugefix.measure.charges import charge_decomposition as charge_decomposition
 from gaugefix.measure.charges import check_charge_law as check_charge_law
+from gaugefix.measure.classes import exact_copy as exact_copy
 from gaugefix.measure.collapse import CollapseReport as CollapseReport
 from gaugefix.measure.collapse import UnitCollapse as UnitCollapse
 from gaugefix.measure.collapse import collapse_report as collapse_report
@@ -17,6 +22,12 @@ from gaugefix.measure.curvature import OHessian as OHessian
 from gaugefix.measure.curvature import hvp as hvp
 from gaugefix.measure.curvature import lambda_min as lambda_min
 from gaugefix.measure.curvature import o_hessian as o_hessian
+from gaugefix.measure.ghosts import Birth as Birth
+from gaugefix.measure.ghosts import CollapsedClass as CollapsedClass
+from gaugefix.measure.ghosts import Drives as Drives
+from gaugefix.measure.ghosts import birth_threshold as birth_threshold
+from gaugefix.measure.ghosts import collapse_threshold as collapse_threshold
+from gaugefix.measure.ghosts import drives as drives
 from gaugefix.measure.noise import GradientNoise as GradientNoise
 from gaugefix.measure.noise import NoiseGroup as NoiseGroup
 from gaugefix.measure.noise import gradient_noise as gradient_noise

@@ -195,12 +195,12 @@ def _assemble(units: Units, modules: _Structure | str, records: dict[str, list[_
     if len({len(a) for a in (*inputs, *seen)}) != 1:
         return _failed(units, "positions are mixed between the two sides of the class")
     index = {s.param.rpartition(".")[0]: s.index[0, :, 0] for s in units.slices}
-    before = sum(out[:, index[name]] for name, out in zip(writers, outputs, strict=True))
+    before = np.sum([out[:, index[name]] for name, out in zip(writers, outputs, strict=True)], axis=0)
     after = [x[:, index[name]] for name, x in zip(readers, seen, strict=True)]
     activation = _identify(units, before, after)
     if activation is None:
         return _failed(units, f"the values between the two sides are not those of {units.activation!r} alone")
-    h = np.hstack([_augmented(units, name, x) for name, x in zip(writers, inputs, strict=True)])
+    h = _augmented(units, dict(zip(writers, inputs, strict=True)))
     g = np.hstack(pulls) * (len(h) / n)
     return ClassProbe(units, h, g, activation, "")
 
@@ -218,14 +218,10 @@ def _identify(units: Units, before: np.ndarray, after: list[np.ndarray]) -> Acti
     return activation if fits else None
 
 
-def _augmented(units: Units, module: str, h: np.ndarray) -> np.ndarray:
-    """Inputs in the column order of `Units.rows`, ones where the bias stands."""
-    parts = [
-        h if s.param.endswith("weight") else np.ones((len(h), 1))
-        for s in units.incoming
-        if s.param.rpartition(".")[0] == module
-    ]
-    return np.hstack(parts)
+def _augmented(units: Units, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """Inputs in the column order of `Units.rows`, ones where a bias stands."""
+    owners = [s.param.rpartition(".") for s in units.incoming]
+    return np.hstack([inputs[o] if leaf == "weight" else np.ones((len(inputs[o]), 1)) for o, _, leaf in owners])
 
 
 def _rows(parts: list[Tensor]) -> np.ndarray:

@@ -96,7 +96,8 @@ def predict_layerwise_charge_step(
         Q after the step.
 
     Example:
-        >>> predict_layerwise_charge_step(np.array([0.0]), np.array([1.0]), np.array([1.0]), lr_outgoing=0.2, lr_incoming=0.1)
+        >>> one = np.array([1.0])
+        >>> predict_layerwise_charge_step(0 * one, one, one, lr_outgoing=0.2, lr_incoming=0.1)
         array([0.1])
     """
     return np.asarray(charge + lr_outgoing * outgoing_sq - lr_incoming * incoming_sq)

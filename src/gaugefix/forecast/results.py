@@ -1,15 +1,12 @@
-"""Forecast: will a class of units collapse, stay, or grow, under the task's weight decay?"""
+"""What a forecast says: one frozen record per class of units, per network and per mirror."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from gaugefix.measure.records import Record
-from gaugefix.symmetry import Symmetries, Units
-from gaugefix.task import Task
+from gaugefix.measure import Record
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,15 +112,32 @@ class Certificate(Record):
     reason: str
 
 
-def forecast(
-    task: Task, symmetries: Symmetries | Sequence[Units], *, seed: int = 0, max_samples: int = 4096
-) -> Forecast:
-    """(being built)."""
-    raise NotImplementedError
+@dataclass(frozen=True, eq=False)
+class MirrorForecast(Record):
+    """Whether weight decay makes one mirror plane attract.
 
+    Attributes:
+        name: of the mirror.
+        weight_decay: critical weight decay λ_c in PyTorch's convention, (λ/2)‖θ‖².
+        gamma: the same in the convention γ‖θ‖² of arXiv 2309.16932, γ_c = λ_c/2.
+        lambda_min: lowest eigenvalue of the O-block of the data-loss Hessian on the plane.
+        rates: ``(k,)`` growth of log|z_i| per step of gradient descent at the task's lr and λ, slowest decay first.
+        collapses: whether the plane attracts at the task's weight decay.
+        distance: relative distance of the model to the plane.
+        stationarity: ‖∇L + λθ‖/‖λθ‖ along the plane, 0 at the stationary point the theorem is about.
+        residual: of the spectrum.
+        valid: whether optimiser and stationarity are inside the theorem.
+        reason: what limits it, or "".
+    """
 
-def certificate(
-    task: Task, symmetries: Symmetries | Sequence[Units], *, seed: int = 0, max_samples: int = 4096
-) -> Certificate:
-    """(being built)."""
-    raise NotImplementedError
+    name: str
+    weight_decay: float
+    gamma: float
+    lambda_min: float
+    rates: np.ndarray
+    collapses: bool
+    distance: float
+    stationarity: float
+    residual: float
+    valid: bool
+    reason: str
