@@ -147,7 +147,7 @@ class Task(_Settings):
         n = _n_samples(batch)
         if not isinstance(value, Tensor):
             raise TaskError(
-                f"Task {self.name!r}: loss(model, batch) must return a tensor of shape (n,), got {type(value).__name__}."
+                f"Task {self.name!r}: loss(model, batch) must return a tensor (n,), got {type(value).__name__}."
             )
         if value.ndim != 1 or (n is not None and value.shape[0] != n):
             wanted = f"({n},)" if n is not None else "(n,)"

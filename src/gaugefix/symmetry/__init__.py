@@ -2,6 +2,8 @@
 
 from gaugefix.symmetry.find import find_symmetries as find_symmetries
 from gaugefix.symmetry.groups import Symmetry as Symmetry
+from gaugefix.symmetry.lowering import Lowering as Lowering
+from gaugefix.symmetry.lowering import register_rule as register_rule
 from gaugefix.symmetry.mirrors import Mirror as Mirror
 from gaugefix.symmetry.symmetries import OpaqueOp as OpaqueOp
 from gaugefix.symmetry.symmetries import Symmetries as Symmetries

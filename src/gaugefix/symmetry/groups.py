@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gaugefix.symmetry.mirrors import Mirror
-from gaugefix.symmetry.units import Params, Units
+from gaugefix.symmetry.units import Params, Slice, Units
 
 Element = Any
 
@@ -68,6 +69,21 @@ class Symmetry(ABC):
         """Dimension of the Lie algebra as represented here (≥ `dim`; overlaps with other symmetries count)."""
         return 0
 
+    def path(self, k: int, t: Tensor) -> Element:
+        """The one-parameter subgroup exp(tX_k) of the k-th generator, to first order in t.
+
+        Args:
+            k: ``0 <= k < n_generators``.
+            t: a scalar tensor.
+
+        Returns:
+            An element for `apply`.
+
+        Raises:
+            IndexError: if the group is discrete or ``k`` is out of range.
+        """  # noqa: DOC202
+        raise IndexError(f"{self.name}: generator {k} of {self.n_generators}.")
+
     def generator(self, params: Params, k: int) -> dict[str, Tensor]:
         """The k-th infinitesimal generator at θ, ξ_k(θ) = d/dt exp(tX_k)θ at t = 0.
 
@@ -76,12 +92,23 @@ class Symmetry(ABC):
             k: ``0 <= k < n_generators``.
 
         Returns:
-            Tangent tensors for the parameters that move.
+            Tangent tensors by name; parameters that do not move are left out. Cost: one jvp of `apply`.
+        """
+        first = next(iter(params.values()))
+        zero = torch.zeros((), dtype=first.dtype, device=first.device)
+        moved = [n for n in self.parameters if n in params]
 
-        Raises:
-            IndexError: if the group is discrete or ``k`` is out of range.
-        """  # noqa: DOC202
-        raise IndexError(f"{self.name}: generator {k} of {self.n_generators}.")
+        def act(t: Tensor) -> tuple[Tensor, ...]:
+            new = self.apply(params, self.path(k, t))
+            return tuple(new[n] for n in moved)
+
+        tangents = torch.func.jvp(act, (zero,), (torch.ones_like(zero),))[1]
+        return dict(zip(moved, tangents, strict=True))
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the parameters that move."""
+        return tuple(dict.fromkeys(axis.rpartition("[")[0] for axis in self.axes))
 
     def mirrors(self) -> Iterator[Mirror]:
         """The reflections of the group (a basis of coordinate ones where there is a continuum).
@@ -90,3 +117,176 @@ class Symmetry(ABC):
             An iterator; empty for a group without isometric involutions.
         """
         return iter(())
+
+
+@dataclass(frozen=True, eq=False)
+class Permutation(Symmetry):
+    """S_n on every fiber of an axis class, independently. Elements: index arrays ``(fibers, n)``."""
+
+    def _class(self) -> Units:
+        assert self.units is not None
+        return self.units
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """A uniform permutation for every fiber."""
+        units = self._class()
+        return torch.rand(units.fibers, units.size, generator=generator, dtype=torch.float64).argsort(dim=1)
+
+    def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
+        """Unit i of the result is unit ``element[a, i]`` of the argument."""
+        out = dict(params)
+        rows = torch.arange(len(element))[:, None]
+        for s in self._class().slices:
+            out[s.param] = s.put(out[s.param], s.take(out[s.param])[rows, element])
+        return out
+
+    def mirrors(self) -> Iterator[Mirror]:
+        """Every transposition."""
+        units = self._class()
+        for a in range(units.fibers):
+            for i in range(units.size):
+                for j in range(i + 1, units.size):
+                    v = np.zeros(units.size)
+                    v[i], v[j] = np.sqrt(0.5), -np.sqrt(0.5)
+                    yield Mirror(f"{_member(units, a, i)} = {j}", units.slices, a, v, "swap")
+
+
+def _member(units: Units, fiber: int, unit: int) -> str:
+    return f"{units.name}: {unit}" if units.fibers == 1 else f"{units.name}[{fiber}]: {unit}"
+
+
+@dataclass(frozen=True, eq=False)
+class Diagonal(Symmetry):
+    """Rescaling exp(qc) or sign flip c^q of every slice by its integer (or rational) charge q.
+
+    Elements: ``(fibers, n)``, the log-scales c for "scale", ±1 for "sign". With ``mean_zero`` (a normalisation fixes
+    the overall scale) only c that average to zero over every index are in the group.
+
+    Attributes:
+        charges: slices with their charges.
+        shape: sizes of the indices on which c depends; their product is ``fibers * n``.
+        kind: "scale" or "sign".
+        mean_zero: see above.
+    """
+
+    charges: tuple[tuple[Slice, float], ...] = ()
+    shape: tuple[int, ...] = ()
+    kind: str = "scale"
+    mean_zero: bool = False
+
+    @property
+    def _fibers_units(self) -> tuple[int, int]:
+        fibers, units, _ = self.charges[0][0].index.shape
+        return int(fibers), int(units)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Log-scales of standard deviation 0.3, or random signs."""
+        shape = self._fibers_units
+        if self.kind == "sign":
+            return torch.randint(2, shape, generator=generator).double() * 2 - 1
+        return self._centre(0.3 * torch.randn(shape, generator=generator, dtype=torch.float64))
+
+    def _centre(self, c: Tensor) -> Tensor:
+        if not self.mean_zero:
+            return c
+        full = c.reshape(self.shape)
+        for d in range(full.ndim):
+            full = full - full.mean(dim=d, keepdim=True)
+        return full.reshape(c.shape)
+
+    def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
+        """Multiply every slice."""
+        out = dict(params)
+        for s, q in self.charges:
+            block = s.take(out[s.param])
+            factor = element.to(block) if self.kind == "sign" else torch.exp(q * element.to(block))
+            out[s.param] = s.put(out[s.param], block * factor.reshape(*factor.shape, *[1] * (block.ndim - 2)))
+        return out
+
+    @property
+    def n_generators(self) -> int:
+        """One for every entry of c, if continuous."""
+        return int(np.prod(self._fibers_units)) if self.kind == "scale" else 0
+
+    def path(self, k: int, t: Tensor) -> Tensor:
+        """C = t at entry k (less its means, if those are fixed)."""
+        if not 0 <= k < self.n_generators:
+            raise IndexError(f"{self.name}: generator {k} of {self.n_generators}.")
+        unit = torch.zeros(self._fibers_units, dtype=t.dtype)
+        unit.view(-1)[k] = 1
+        return t * self._centre(unit)
+
+    def mirrors(self) -> Iterator[Mirror]:
+        """For sign flips: every single unit. Rescalings have no linear mirror."""
+        if self.kind != "sign":
+            return
+        fibers, n = self._fibers_units
+        for a in range(fibers):
+            for i in range(n):
+                v = np.zeros(n)
+                v[i] = 1.0
+                yield Mirror(f"{self.name}: {i} = 0", tuple(s for s, _ in self.charges), a, v, "sign")
+
+
+@dataclass(frozen=True, eq=False)
+class Rotation(Symmetry):
+    """GL(n) or O(n) on every fiber: A on covariant slices, A⁻ᵀ on contravariant ones. Elements: ``(fibers, n, n)``.
+
+    Attributes:
+        polarity: +1 or −1 for every slice of `units`.
+        orthogonal: O(n), because some operation contracts the axis with itself.
+    """
+
+    polarity: tuple[int, ...] = ()
+    orthogonal: bool = False
+
+    def _class(self) -> Units:
+        assert self.units is not None
+        return self.units
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """1 + ½·Gaussian/√n per fiber, or its orthogonal factor."""
+        n = self._class().size
+        noise = torch.randn(self._class().fibers, n, n, generator=generator, dtype=torch.float64)
+        matrix = torch.eye(n, dtype=torch.float64) + 0.5 * noise / n**0.5
+        return torch.linalg.qr(matrix)[0] if self.orthogonal else matrix
+
+    def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
+        """Multiply along every slice."""
+        out = dict(params)
+        inverse = element.transpose(1, 2) if self.orthogonal else torch.linalg.inv(element)
+        for s, sign in zip(self._class().slices, self.polarity, strict=True):
+            block = s.take(out[s.param])
+            matrix = (element if sign > 0 else inverse.transpose(1, 2)).to(block)
+            out[s.param] = s.put(out[s.param], torch.einsum("fij,fj...->fi...", matrix, block))
+        return out
+
+    @property
+    def n_generators(self) -> int:
+        """n² per fiber, or n(n−1)/2."""
+        n = self._class().size
+        return self._class().fibers * (n * (n - 1) // 2 if self.orthogonal else n * n)
+
+    def path(self, k: int, t: Tensor) -> Tensor:
+        """1 + tE_ij, or 1 + t(E_ij − E_ji)."""
+        if not 0 <= k < self.n_generators:
+            raise IndexError(f"{self.name}: generator {k} of {self.n_generators}.")
+        fibers, n = self._class().fibers, self._class().size
+        fiber, rest = divmod(k, self.n_generators // fibers)
+        unit = torch.zeros(fibers, n, n, dtype=t.dtype)
+        if self.orthogonal:
+            i, j = (int(x[rest]) for x in np.triu_indices(n, 1))
+            unit[fiber, i, j], unit[fiber, j, i] = 1, -1
+        else:
+            unit[fiber, rest // n, rest % n] = 1
+        moved: Tensor = torch.eye(n, dtype=t.dtype) + t * unit
+        return moved
+
+    def mirrors(self) -> Iterator[Mirror]:
+        """The coordinate reflections; any unit vector v gives one."""
+        units = self._class()
+        for a in range(units.fibers):
+            for i in range(units.size):
+                v = np.zeros(units.size)
+                v[i] = 1.0
+                yield Mirror(f"{_member(units, a, i)} dropped", units.slices, a, v, "rank")

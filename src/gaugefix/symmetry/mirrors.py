@@ -62,7 +62,7 @@ class Mirror:
 
     @property
     def is_signed_permutation(self) -> bool:
-        """Whether R permutes coordinates up to sign; only then do Adam and other per-coordinate rules keep the plane."""
+        """Whether R permutes coordinates up to sign; only then does Adam keep the plane too."""
         support = np.abs(self.v[np.abs(self.v) > 1e-12])
         return len(support) == 1 or (len(support) == 2 and bool(np.allclose(support, np.sqrt(0.5))))
 
@@ -92,9 +92,8 @@ class Mirror:
         """Masks of the entries that change sign in the turned basis."""
         masks = {name: torch.zeros_like(params[name], dtype=torch.bool) for name in self.parameters}
         for s in self.slices:
-            index = torch.as_tensor(s.index[self.fiber, self._pivot], device=params[s.param].device)
-            moved = masks[s.param].movedim(s.dim, 0)
-            moved[index] = ~moved[index]
+            at = s.only(self.fiber, [self._pivot])
+            masks[s.param] = at.put(masks[s.param], ~at.take(masks[s.param]))
         return masks
 
     def reflect(self, params: Params) -> dict[str, Tensor]:
@@ -190,8 +189,8 @@ class Mirror:
         support = np.flatnonzero(np.abs(self.v) > 1e-12)
         masks = {name: torch.zeros_like(params[name], dtype=torch.bool) for name in self.parameters}
         for s in self.slices:
-            index = torch.as_tensor(s.index[self.fiber, support].reshape(-1), device=params[s.param].device)
-            masks[s.param].movedim(s.dim, 0)[index] = True
+            at = s.only(self.fiber, support)
+            masks[s.param] = at.put(masks[s.param], torch.ones_like(at.take(masks[s.param])))
         total = sum(float(params[n].detach()[m].double().square().sum()) for n, m in masks.items())
         normal = float(self.coordinates(params).detach().double().square().sum())
         return (normal / total) ** 0.5 if total > 0 else 0.0
@@ -212,9 +211,6 @@ def _reflect_slice(tensor: Tensor, s: Slice, fiber: int, v: np.ndarray) -> Tenso
     """Apply I − 2vvᵀ along one occurrence of the axis."""
     support = np.flatnonzero(np.abs(v) > 1e-12)
     weights = torch.as_tensor(v[support], dtype=tensor.dtype, device=tensor.device)
-    index = torch.as_tensor(s.index[fiber][support], device=tensor.device)  # (support, entries)
-    out = tensor.clone()
-    moved = out.movedim(s.dim, 0)
-    block = moved[index]
-    moved[index] = block - 2 * torch.einsum("i,j,j...->i...", weights, weights, block)
-    return out
+    at = s.only(fiber, support)
+    block = at.take(tensor)[0]
+    return at.put(tensor, (block - 2 * torch.einsum("i,j,j...->i...", weights, weights, block))[None])

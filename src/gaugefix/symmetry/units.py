@@ -5,7 +5,7 @@ Folding, alignment, monitors and forecasts all walk over these; none of them nee
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -29,24 +29,52 @@ class Slice:
             ``index[a, i]``. ``entries`` > 1 when a unit owns a block (a head, a flattened channel).
         role: "write" if the entries produce the unit (rows of a Linear, its bias), "read" if they consume it
             (columns of the next Linear), "gain" if they multiply or shift it elementwise (norm weights).
+        others: restriction of other dimensions to some positions (a part of a fused weight), per fiber where the
+            fibers lie in that dimension (the experts of a stacked weight); empty means all of them.
     """
 
     param: str
     dim: int
     index: Int[np.ndarray, "fibers units entries"]
     role: Role
+    others: Mapping[int, Int[np.ndarray, "fibers_or_1 positions"]] = field(default_factory=dict)
 
     def take(self, tensor: Tensor) -> Tensor:
-        """Entries of every unit, as ``(fibers, units, entries, *other dims)``."""
-        index = torch.from_numpy(np.ascontiguousarray(self.index)).to(tensor.device)
-        return tensor.movedim(self.dim, 0)[index]
+        """Entries of every unit, as ``(fibers, units, entries, *other dims)``, or flat behind units if restricted."""
+        if self.others:
+            return tensor.reshape(-1)[self._flat(tensor)]
+        return tensor.movedim(self.dim, 0)[_index(self.index, tensor)]
 
     def put(self, tensor: Tensor, value: Tensor) -> Tensor:
         """A copy of ``tensor`` in which the entries of every unit are ``value`` (the shape of `take`)."""
-        index = torch.from_numpy(np.ascontiguousarray(self.index)).to(tensor.device)
-        out = tensor.clone()
-        out.movedim(self.dim, 0)[index] = value
+        out = tensor.clone(memory_format=torch.contiguous_format)
+        if self.others:
+            out.view(-1)[self._flat(tensor)] = value
+        else:
+            out.movedim(self.dim, 0)[_index(self.index, tensor)] = value
         return out
+
+    def only(self, fiber: int, units: Sequence[int] | np.ndarray) -> Slice:
+        """The slice of some units of one fiber, as a slice with one fiber."""
+        others = {d: p[[fiber]] if len(p) > 1 else p for d, p in self.others.items()}
+        return Slice(self.param, self.dim, self.index[fiber : fiber + 1, np.asarray(units)], self.role, others)
+
+    def _flat(self, tensor: Tensor) -> Tensor:
+        """Flat positions ``(fibers, units, entries * the rest)`` in a contiguous tensor."""
+        fibers, units, entries = self.index.shape
+        strides = np.cumprod([1, *tensor.shape[:0:-1]])[::-1]
+        flat = (self.index * strides[self.dim]).reshape(fibers, units, entries, 1)
+        for d, n in enumerate(tensor.shape):
+            if d == self.dim:
+                continue
+            positions = self.others.get(d, np.arange(n)[None])
+            step = (positions * strides[d]).reshape(len(positions), 1, 1, -1)
+            flat = (flat[..., None] + step[..., None, :]).reshape(fibers, units, entries, -1)
+        return torch.from_numpy(flat.reshape(fibers, units, -1)).to(tensor.device)
+
+
+def _index(index: np.ndarray, tensor: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(index)).to(tensor.device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,1 +1,6 @@
-"""."""
+"""One file per family of operations; importing this package registers them all."""
+
+from gaugefix.symmetry.rules import elementwise as elementwise
+from gaugefix.symmetry.rules import linear as linear
+from gaugefix.symmetry.rules import norm as norm
+from gaugefix.symmetry.rules import shape as shape

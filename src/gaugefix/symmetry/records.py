@@ -1,0 +1,139 @@
+"""The eight statements into which every operation is lowered. Everything after this file reads only these.
+
+Each says how an output depends on its operands along labelled axes. Values are tensors; a label names an axis (or a
+group of adjacent dimensions) shared by operands and output, so that a square matrix keeps its two sides apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+
+from gaugefix.symmetry.graph import Value
+
+Label = Hashable
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """A value with labelled dimensions. Dimensions of size 1 that broadcast carry no label.
+
+    Attributes:
+        value: the tensor.
+        groups: label -> the dimensions it covers, outermost first.
+    """
+
+    value: Value
+    groups: Mapping[Label, tuple[int, ...]]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Record:
+    """Common part: what is made, and where in the module."""
+
+    out: Operand
+    place: str
+
+    def operands(self) -> Iterator[Operand]:
+        """Every input operand."""
+        yield from ()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Product(Record):
+    """out = Σ over the labels that out lacks of the product of the operands (linear, matmul, mul, sum, conv)."""
+
+    factors: tuple[Operand, ...]
+
+    def operands(self) -> Iterator[Operand]:
+        """The factors."""
+        yield from self.factors
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sum(Record):
+    """out = sum of the terms, broadcast; with one term: a view, copy, or part of it."""
+
+    terms: tuple[Operand, ...]
+
+    def operands(self) -> Iterator[Operand]:
+        """The terms."""
+        yield from self.terms
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Cut(Record):
+    """out = the entries ``start … start + size`` of ``whole`` along ``dim`` (a split, or a term of a concatenation).
+
+    The axis of out is that part of the axis of whole already; no labels are needed to say so.
+    """
+
+    whole: Value
+    dim: int
+    start: int
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Pointwise(Record):
+    """out = φ(x) entry by entry.
+
+    Attributes:
+        x: the input.
+        name: of the function, for people and forecasts ("relu").
+        degree: p if φ(cx) = cᵖφ(x) for every c > 0, else None.
+        parity: "odd", "even" or None.
+    """
+
+    x: Operand
+    name: str
+    degree: float | None = None
+    parity: str | None = None
+
+    def operands(self) -> Iterator[Operand]:
+        """The input."""
+        yield self.x
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Norm(Record):
+    """out = gain · (x − mean)/std + bias, statistics over the ``reduced`` labels; RMS norm if not ``centred``."""
+
+    x: Operand
+    reduced: frozenset[Label]
+    centred: bool = True
+    gain: Operand | None = None
+    bias: Operand | None = None
+    batch: bool = False  # the statistics run over the batch too
+
+    def operands(self) -> Iterator[Operand]:
+        """Input, gain and bias."""
+        yield self.x
+        if self.gain is not None:
+            yield self.gain
+        if self.bias is not None:
+            yield self.bias
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Softmax(Record):
+    """out = exp(x)/Σ exp(x) (or its logarithm) along ``label``; invariant to shifts that are constant along it."""
+
+    x: Operand
+    label: Label
+    log: bool = False
+
+    def operands(self) -> Iterator[Operand]:
+        """The input."""
+        yield self.x
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Rotary(Record):
+    """out = x with index pairs (j, j + half) of ``label`` turned by position-dependent angles."""
+
+    x: Operand
+    label: Label
+
+    def operands(self) -> Iterator[Operand]:
+        """The input."""
+        yield self.x

@@ -1,0 +1,139 @@
+"""Is the function really unchanged? Random group elements on random parameters, in float64."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from gaugefix.symmetry.symmetries import Symmetries, Verification
+
+TOLERANCE = 1e-9
+_EPS_NAMES = ("eps", "variance_epsilon", "layer_norm_eps", "epsilon")
+
+
+def laboratory_copy(model: nn.Module) -> nn.Module:
+    """A float64 copy for checks: no dropout, normalisations with negligible ε, BatchNorm on batch statistics.
+
+    Args:
+        model: left as it is.
+
+    Returns:
+        The copy, in eval mode but for BatchNorm.
+    """
+    copied = copy.deepcopy(model).double().eval()
+    for module in copied.modules():
+        for name in _EPS_NAMES:
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 1e-30)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train()
+            module.momentum = 0.0
+    return copied.requires_grad_(False)
+
+
+def random_parameters(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+    """Generic parameters at which activations neither vanish nor explode.
+
+    Matrices have standard deviation 1.7/√fan_in, gains are in [0.5, 1.5], biases have standard deviation 0.3.
+
+    Args:
+        model: for names and shapes.
+        generator: source of randomness.
+
+    Returns:
+        float64 tensors by name.
+    """
+    out = {}
+    for name, p in model.named_parameters():
+        noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+        if p.ndim >= 2:
+            out[name] = noise * 1.7 / math.sqrt(max(p[0].numel(), 1))
+        elif name.rpartition(".")[2] == "weight" or p.ndim == 0:  # a gain
+            out[name] = 0.5 + torch.rand(p.shape, generator=generator, dtype=torch.float64)
+        else:
+            out[name] = 0.3 * noise
+    return out
+
+
+def to_double(tree: Any) -> Any:
+    """Floating tensors of a pytree in float64."""
+    return pytree.tree_map(
+        lambda t: t.detach().double() if isinstance(t, Tensor) and t.is_floating_point() else t, tree
+    )
+
+
+def float_outputs(
+    model: nn.Module, params: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[Tensor]:
+    """Floating output tensors of a functional call, in pytree order."""
+    result = torch.func.functional_call(model, dict(params), args, dict(kwargs))
+    return [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def relative_change(new: list[Tensor], old: list[Tensor]) -> float:
+    """‖new − old‖/‖old‖, the largest over the outputs."""
+    worst = 0.0
+    for a, b in zip(new, old, strict=True):
+        scale = float(b.norm())
+        change = float((a - b).norm())
+        worst = max(worst, change / scale if scale > 0 else change)
+    return worst
+
+
+def verify_symmetries(
+    found: Symmetries,
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    trials: int = 2,
+    tolerance: float = TOLERANCE,
+) -> Symmetries:
+    """Check every symmetry and drop those that fail.
+
+    Args:
+        found: the claims.
+        model: the module; a copy is used.
+        args: example arguments.
+        kwargs: example keyword arguments.
+        seed: of parameters and group elements.
+        trials: random (parameters, element) pairs for each symmetry.
+        tolerance: largest allowed ‖f(gθ) − f(θ)‖/‖f(θ)‖.
+
+    Returns:
+        The symmetries that passed, with `verification` and `rejected` filled in.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    lab = laboratory_copy(model).to("cpu")
+    args, kwargs = to_double(args), to_double(dict(kwargs))
+    errors = dict.fromkeys((s.name for s in found), 0.0)
+    with torch.no_grad():
+        for _ in range(trials):
+            params = random_parameters(model, generator)
+            reference = float_outputs(lab, params, args, kwargs)
+            for s in found:
+                if s.level != "function":
+                    continue
+                moved = s.apply(params, s.sample(generator))
+                error = relative_change(float_outputs(lab, moved, args, kwargs), reference)
+                errors[s.name] = max(errors[s.name], error if math.isfinite(error) else math.inf)
+    checks = [
+        Verification(s.name, errors[s.name], tolerance, trials, errors[s.name] <= tolerance)
+        for s in found
+        if s.level == "function"
+    ]
+    failed = {c.name for c in checks if not c.passed}
+    return replace(
+        found,
+        symmetries=tuple(s for s in found if s.name not in failed),
+        verification=tuple(c for c in checks if c.passed),
+        rejected=tuple(c for c in checks if not c.passed),
+    )
