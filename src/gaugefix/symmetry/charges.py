@@ -225,7 +225,17 @@ def _linear(parts: Iterable[tuple[Number, dict[frozenset[JointSlot], Variable]]]
         yield row
 
 
+def _unlabelled(joint: JointCell, i: int) -> Iterator[Row]:
+    """Sectors of a dimension that the record does not name (the rows of an embedding) are zero."""
+    operand, cell, names = joint.operands[i], joint.cells[i], joint.slot_names(i)
+    for sector in joint.cells_of.sectors(operand.value, cell):
+        if any(s not in names for s in sector):
+            yield {(operand.value, cell, sector): 1}
+
+
 def _record_equations(record: Record, joint: JointCell, signs: bool) -> Iterator[Row]:
+    for i in range(len(joint.operands)):
+        yield from _unlabelled(joint, i)
     out = _terms(joint, 0)
     rest = [_terms(joint, i) for i in range(1, len(joint.operands))]
     match record:

@@ -281,3 +281,12 @@ def _place(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     path = list(stack.values())[-1][0] if stack else ""
     return str(path).replace("L['self'].", "").removeprefix("L['self']")
+
+
+@contextmanager
+def math_attention() -> Iterator[None]:
+    """Attention kernels that can be differentiated twice and batched."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.MATH):
+        yield

@@ -249,7 +249,8 @@ class Rotation(Symmetry):
         n = self._class().size
         noise = torch.randn(self._class().fibers, n, n, generator=generator, dtype=torch.float64)
         matrix = torch.eye(n, dtype=torch.float64) + 0.5 * noise / n**0.5
-        return torch.linalg.qr(matrix)[0] if self.orthogonal else matrix
+        orthogonal: Tensor = torch.linalg.qr(matrix)[0]
+        return orthogonal if self.orthogonal else matrix
 
     def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
         """Multiply along every slice."""

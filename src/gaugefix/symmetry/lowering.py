@@ -61,7 +61,6 @@ class Lowering:
     opaque: list[OpaqueOp] = field(default_factory=list)
     stacked: dict[Value, tuple[int, list[Value]]] = field(default_factory=dict)
     consumers: dict[Value, list[Op]] = field(default_factory=dict)
-    means: set[Value] = field(default_factory=set)
     _axes: dict[Value, list[Axis]] = field(default_factory=dict)
     _place: str = ""
 
@@ -169,29 +168,33 @@ class Lowering:
         factors: Sequence[tuple[Value, Mapping[Label, int | tuple[int, ...]]]],
         out: Value,
         labels: Mapping[Label, int | tuple[int, ...]],
+        *,
+        scale: float = 1.0,
+        border: bool = False,
     ) -> None:
-        """out[labels] = Σ over the other labels of the product of the factors."""
+        """State that out = scale · Σ over the other labels of the product of the factors."""
         operands = tuple(self.operand(v, g) for v, g in factors)
-        self.emit(Product(out=self.operand(out, labels), place=self._place, factors=operands))
+        self.emit(Product(out=self.operand(out, labels), place=self._place, factors=operands, scale=scale, border=border))
 
     def sum(
         self,
         terms: Sequence[tuple[Value, Mapping[Label, int | tuple[int, ...]]]],
         out: Value,
         labels: Mapping[Label, int | tuple[int, ...]],
+        coefficients: Sequence[float] | None = None,
     ) -> None:
-        """Out = sum of the terms, each broadcast over the labels it lacks."""
+        """State that out = Σ coefficient · term (coefficients 1 by default), each broadcast over the labels it lacks."""
         operands = tuple(self.operand(v, g) for v, g in terms)
-        self.emit(Sum(out=self.operand(out, labels), place=self._place, terms=operands))
+        self.emit(Sum(out=self.operand(out, labels), place=self._place, terms=operands, coefficients=tuple(coefficients or [1.0] * len(operands)),))
 
-    def same(self, x: Value, out: Value) -> None:
-        """Out is a copy of x, dimension by dimension."""
-        self.sum([(x, aligned(x, out))], out, aligned(out, out))
+    def same(self, x: Value, out: Value, scale: float = 1.0) -> None:
+        """State that out = scale · x, dimension by dimension."""
+        self.sum([(x, aligned(x, out))], out, aligned(out, out), [scale])
 
     def pointwise(
         self, x: Value, out: Value, name: str, *, degree: float | None = None, parity: str | None = None
     ) -> None:
-        """Out = φ(x) entry by entry."""
+        """State that out = φ(x) entry by entry."""
         self.emit(
             Pointwise(
                 out=self.operand(out, aligned(out, out)),

@@ -41,9 +41,17 @@ class Record:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Product(Record):
-    """out = Σ over the labels that out lacks of the product of the operands (linear, matmul, mul, sum, conv)."""
+    """out = scale · Σ over the labels that out lacks of the product of the operands (linear, matmul, mul, sum, conv).
+
+    Attributes:
+        factors: the operands.
+        scale: a constant factor.
+        border: positions at the border see fewer terms (zero padding), so a constant input gives no constant output.
+    """
 
     factors: tuple[Operand, ...]
+    scale: float = 1.0
+    border: bool = False
 
     def operands(self) -> Iterator[Operand]:
         """The factors."""
@@ -52,9 +60,17 @@ class Product(Record):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Sum(Record):
-    """out = sum of the terms, broadcast; with one term: a view, copy, or part of it."""
+    """out = Σ coefficient · term, broadcast; with one term: a view, copy, or multiple of it.
+
+    A term may have dimensions without a label: out reads one position of them, chosen by data (an embedding).
+
+    Attributes:
+        terms: the operands.
+        coefficients: one number for each term.
+    """
 
     terms: tuple[Operand, ...]
+    coefficients: tuple[float, ...]
 
     def operands(self) -> Iterator[Operand]:
         """The terms."""

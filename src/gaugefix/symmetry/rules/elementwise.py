@@ -81,7 +81,10 @@ def add(op: Op, lower: Lowering) -> None:
     if len(terms) == 1 and constant != 0:
         lower.pointwise(terms[0], op.out, "add_constant")
         return
-    lower.sum([(v, aligned(v, op.out)) for v in terms], op.out, aligned(op.out, op.out))
+    alpha = op.arg(2, "alpha", 1)
+    signs = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[op.name]
+    coefficients = [c for c, v in zip(signs, op.args[:2], strict=True) if _is_tensor(v)]
+    lower.sum([(v, aligned(v, op.out)) for v in terms], op.out, aligned(op.out, op.out), coefficients)
 
 
 @register_rule("mul", "div", "true_divide", "multiply", "divide")
@@ -92,7 +95,8 @@ def mul(op: Op, lower: Lowering) -> None:
         if op.name.startswith(("div", "true")) and not _is_tensor(op.args[0]):
             lower.pointwise(factors[0], op.out, "reciprocal", degree=-1, parity="odd")
         else:
-            lower.same(factors[0], op.out)
+            number = next(float(v) for v in op.args[:2] if not _is_tensor(v))
+            lower.same(factors[0], op.out, 1 / number if op.name.startswith(("div", "true")) and number else number)
         return
     x, y = factors
     if op.name.startswith(("div", "true")):
@@ -111,7 +115,7 @@ def mul(op: Op, lower: Lowering) -> None:
 @register_rule("neg", "negative", "positive")
 def neg(op: Op, lower: Lowering) -> None:
     """−x."""
-    lower.same(op.args[0], op.out)
+    lower.same(op.args[0], op.out, 1.0 if op.name == "positive" else -1.0)
 
 
 @register_rule("pow")

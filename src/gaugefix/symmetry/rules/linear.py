@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gaugefix.symmetry.graph import Op, Value
-from gaugefix.symmetry.lowering import Lowering, register_rule
+from gaugefix.symmetry.lowering import Lowering, aligned, register_rule
 from gaugefix.symmetry.records import Label
 
 
@@ -72,12 +72,12 @@ def baddbmm(op: Op, lower: Lowering) -> None:
     """Input + batch1 @ batch2; an input of weight beta = 0 is ignored."""
     plain = lower.temp(op.out.shape, f"{op.out.name}.mm")
     contract(lower, op.args[1], op.args[2], plain)
-    from gaugefix.symmetry.lowering import aligned
-
-    terms = [(plain, aligned(plain, op.out))]
-    if op.arg(3, "beta", 1) != 0:
+    beta, alpha = op.arg(3, "beta", 1), op.arg(4, "alpha", 1)
+    terms, coefficients = [(plain, aligned(plain, op.out))], [float(alpha)]
+    if beta != 0:
         terms.append((op.args[0], aligned(op.args[0], op.out)))
-    lower.sum(terms, op.out, aligned(op.out, op.out))
+        coefficients.append(float(beta))
+    lower.sum(terms, op.out, aligned(op.out, op.out), coefficients)
 
 
 @register_rule("einsum")

@@ -60,7 +60,7 @@ _LAYOUT = {"transpose", "permute", "unsqueeze", "squeeze", "contiguous", "clone"
 
 def _move(op: Op, dim: int) -> int | None:
     """Where a dimension goes under an operation that only permutes or adds dimensions."""
-    x = op.args[0]
+    x: Value = op.args[0]
     if op.name in {"contiguous", "clone", "to"}:
         return dim
     if op.name == "transpose":
@@ -345,9 +345,8 @@ def total(op: Op, lower: Lowering) -> None:
     keep = bool(op.arg(2, "keepdim", False))
     kept = [d for d in range(x.ndim) if d not in reduced]
     out: dict[Label, int] = {d: d if keep else i for i, d in enumerate(kept)}
-    lower.product([(x, {d: d for d in range(x.ndim)})], op.out, out)
-    if op.name == "mean":
-        lower.means.add(op.out)
+    scale = 1 / prod(x.shape[d] for d in reduced) if op.name == "mean" else 1.0
+    lower.product([(x, {d: d for d in range(x.ndim)})], op.out, out, scale=scale)
 
 
 @register_rule("flip", "roll", "cumsum", "cumprod", "sort", "argsort", "index_select", "gather", "tril", "triu")

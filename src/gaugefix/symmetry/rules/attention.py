@@ -1,0 +1,45 @@
+"""Attention: two contractions with a softmax between them, however it is written."""
+
+from __future__ import annotations
+
+from gaugefix.symmetry.graph import Op, Value
+from gaugefix.symmetry.lowering import Lowering, aligned, register_rule
+from gaugefix.symmetry.records import Softmax
+from gaugefix.symmetry.rules.linear import contract
+from gaugefix.symmetry.rules.shape import repeat_interleave
+
+
+@register_rule("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu")
+def attention(op: Op, lower: Lowering) -> None:
+    """softmax(q kᵀ·scale + mask) v, heads in the batch dimensions."""
+    q, k, v = op.args[:3]
+    mask = op.arg(3, "attn_mask")
+    if op.kwargs.get("enable_gqa") and k.shape[-3] != q.shape[-3]:
+        n = q.shape[-3] // k.shape[-3]
+        k, v = (_repeat_heads(lower, t, n) for t in (k, v))
+    shape = (*q.shape[:-1], k.shape[-2])
+    scores, probs = lower.temp(shape, f"{op.out.name}.scores"), lower.temp(shape, f"{op.out.name}.probs")
+    swapped = lower.temp((*k.shape[:-2], k.shape[-1], k.shape[-2]), f"{k.name}.T")
+    order = [*range(k.ndim - 2), k.ndim - 1, k.ndim - 2]
+    lower.sum([(k, {d: order[d] for d in range(k.ndim)})], swapped, aligned(swapped, swapped))
+    contract(lower, q, swapped, scores)
+    if mask is not None:
+        for d, n in enumerate(mask.shape):
+            if n > 1:
+                lower.pin_dims(scores, [d + scores.ndim - mask.ndim])
+    lower.emit(
+        Softmax(
+            out=lower.operand(probs, aligned(probs, probs)),
+            place=lower.place,
+            x=lower.operand(scores, aligned(scores, scores)),
+            label=len(shape) - 1,
+        )
+    )
+    contract(lower, probs, v, op.out)
+
+
+def _repeat_heads(lower: Lowering, t: Value, n: int) -> Value:
+    shape = (*t.shape[:-3], t.shape[-3] * n, *t.shape[-2:])
+    out = lower.temp(shape, f"{t.name}.repeat")
+    repeat_interleave(Op("repeat_interleave", (t, n, t.ndim - 3), {}, (out,)), lower)
+    return out

@@ -1,0 +1,189 @@
+"""Conformance checks that third parties can run too: completeness and soundness of a search, without its code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from gaugefix.errors import MeasurementError
+from gaugefix.symmetry.graph import math_attention
+from gaugefix.symmetry.symmetries import Symmetries
+from gaugefix.symmetry.verify import float_outputs, laboratory_copy, random_parameters, to_double
+
+
+@dataclass(frozen=True)
+class FlatDirections:
+    """Directions along which the function does not change, counted without knowing any symmetry.
+
+    Attributes:
+        flat: P − rank J.
+        n_parameters: P.
+        rank: numerical rank of the Jacobian of all outputs with respect to the parameters.
+        gap: smallest kept singular value over the largest dropped one; below about 1e3 the count is not reliable.
+        rows: number of Jacobian rows used.
+        reliable: whether there were enough rows and a clean gap.
+    """
+
+    flat: int
+    n_parameters: int
+    rank: int
+    gap: float
+    rows: int
+    reliable: bool
+
+
+def flat_directions(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    params: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    threshold: float = 1e-9,
+    max_parameters: int = 6000,
+) -> FlatDirections:
+    """P − rank J, with J = ∂f(x_i; θ)/∂θ stacked over random inputs x_i, in float64 at a generic θ.
+
+    Inputs are drawn anew until J has 1.2 P rows: floating inputs from N(0, 1), integer inputs uniformly from the range
+    seen in the example.
+
+    Args:
+        model: any module; a copy is used.
+        args: example positional arguments.
+        kwargs: example keyword arguments.
+        params: the point θ; by default `random_parameters`.
+        seed: of parameters and inputs.
+        threshold: singular values below ``threshold`` times the largest count as zero.
+        max_parameters: refuse larger models; the cost grows as P³.
+
+    Returns:
+        The count with its quality.
+
+    Raises:
+        MeasurementError: if the model is too large for a dense Jacobian.
+
+    Cost: about 1.2 P vector-Jacobian products and one SVD of a 1.2 P x P matrix.
+
+    Source: 2309.16932.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> mlp = nn.Sequential(nn.Linear(4, 6), nn.LeakyReLU(), nn.Linear(6, 5), nn.LeakyReLU(), nn.Linear(5, 3))
+        >>> flat_directions(mlp, (torch.randn(8, 4),)).flat
+        11
+    """
+    generator = torch.Generator().manual_seed(seed)
+    point = dict(params) if params is not None else random_parameters(model, generator)
+    n = sum(p.numel() for p in point.values())
+    if n > max_parameters:
+        raise MeasurementError(
+            f"flat_directions needs a dense Jacobian: the model has {n} parameters, the limit is {max_parameters}. "
+            "Test a narrow copy of the architecture, or raise max_parameters (the cost grows as its cube)."
+        )
+    lab = laboratory_copy(model)
+    args, kwargs = to_double(args), to_double(dict(kwargs or {}))
+    blocks: list[Tensor] = []
+    rows = 0
+    while rows < 1.2 * n:
+        args_i, kwargs_i = pytree.tree_map(lambda t: _redraw(t, generator), (args, kwargs))
+        block = _jacobian(lab, point, args_i, kwargs_i)
+        blocks.append(block)
+        rows += len(block)
+        if not len(block) or len(blocks) > 400:
+            break
+    jacobian = torch.cat(blocks)
+    values = torch.linalg.svdvals(jacobian)
+    rank = int((values > threshold * values[0]).sum()) if values[0] > 0 else 0
+    kept = float(values[rank - 1]) if rank else 0.0
+    dropped = float(values[rank]) if rank < len(values) else 0.0
+    gap = kept / dropped if dropped > 0 else math.inf
+    return FlatDirections(n - rank, n, rank, gap, rows, rows >= 1.2 * n and gap > 1e3)
+
+
+def _redraw(item: Any, generator: torch.Generator) -> Any:
+    if not isinstance(item, Tensor) or item.dtype == torch.bool:
+        return item
+    if item.is_floating_point():
+        return torch.randn(item.shape, generator=generator, dtype=item.dtype)
+    low, high = int(item.min()), int(item.max())
+    return torch.randint(low, high + 1, item.shape, generator=generator, dtype=item.dtype)
+
+
+def _jacobian(model: nn.Module, params: Mapping[str, Tensor], args: Any, kwargs: Any) -> Tensor:
+    """All rows ∂(output entries)/∂θ for one input, ``(entries, P)``."""
+    leaves = {k: p.clone().requires_grad_() for k, p in params.items()}
+    with math_attention():
+        outputs = torch.cat([o.reshape(-1) for o in float_outputs(model, leaves, args, kwargs)])
+        identity = torch.eye(len(outputs), dtype=outputs.dtype)
+        grads = torch.autograd.grad(
+            outputs, list(leaves.values()), identity, is_grads_batched=True, allow_unused=True, materialize_grads=True
+        )
+    return torch.cat([g.reshape(len(outputs), -1) for g in grads], dim=1).detach()
+
+
+def check_symmetries(
+    found: Symmetries, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, seed: int = 0
+) -> None:
+    """Assert that every symmetry keeps the function and that its claimed dimension is that of its generators.
+
+    Args:
+        found: what `find_symmetries` (or your own search) returned.
+        model: the module.
+        args: example arguments.
+        kwargs: example keyword arguments.
+        seed: of parameters and group elements.
+
+    Raises:
+        AssertionError: naming the symmetry that fails.
+    """
+    from gaugefix.symmetry.verify import verify_symmetries
+
+    checked = verify_symmetries(found, model, args, kwargs or {}, seed=seed)
+    for failure in checked.rejected:
+        raise AssertionError(f"{failure.name} changes the function by {failure.error:.1e}")
+    dims = generator_dims(found, random_parameters(model, torch.Generator().manual_seed(seed)))
+    for s, d in zip((s for s in found if s.level == "function"), dims, strict=True):
+        if s.dim != d:
+            raise AssertionError(f"{s.name} claims {s.dim} new directions, its generators add {d}")
+
+
+def generator_dims(found: Symmetries, params: Mapping[str, Tensor], *, threshold: float = 1e-9) -> list[int]:
+    """How many directions each symmetry adds to those before it, measured as the rank of its generators at θ.
+
+    Args:
+        found: the symmetries.
+        params: the point, float64.
+        threshold: relative size below which a direction counts as spanned already.
+
+    Returns:
+        One number for each function-level symmetry.
+    """
+    names = list(params)
+    basis = torch.zeros(0, sum(p.numel() for p in params.values()), dtype=torch.float64)
+    dims = []
+    for s in found:
+        if s.level != "function":
+            continue
+        rows = []
+        for k in range(s.n_generators):
+            field = s.generator(params, k)
+            rows.append(torch.cat([field.get(n, torch.zeros_like(params[n])).reshape(-1) for n in names]))
+        if not rows:
+            dims.append(0)
+            continue
+        fields = torch.stack(rows)
+        fields = fields / fields.norm(dim=1, keepdim=True).clamp_min(1e-300)
+        for _ in range(2):  # twice is enough (Gram-Schmidt)
+            fields = fields - fields @ basis.T @ basis
+        _, values, directions = torch.linalg.svd(fields, full_matrices=False)
+        new = directions[values > math.sqrt(threshold) * 1e-2]
+        basis = torch.cat([basis, new])
+        dims.append(len(new))
+    return dims
