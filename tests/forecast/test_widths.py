@@ -1,0 +1,230 @@
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gaugefix import Task
+from gaugefix.forecast import certificate, forecast
+from gaugefix.symmetry import Slice, Units
+
+
+@pytest.fixture
+def net(mlp, mlp_units, make_task, blobs):
+    def make(activation="relu", widths=(5, 8, 3), **settings):
+        model = mlp(widths, activation)
+        return make_task(model, blobs, batch_size=16, **settings), mlp_units(model, activation)
+
+    return make
+
+
+def _kill(model):
+    with torch.no_grad():
+        for name in ("0.weight", "0.bias", "2.weight"):
+            dict(model.named_parameters())[name].zero_()
+
+
+@pytest.mark.parametrize("activation", ["identity", "tanh", "relu", "leaky_relu", "gelu"])
+def test_a_dead_class_grows_at_the_forecast_rate(net, blobs, activation):
+    task, units = net(activation)
+    model = task.model
+    _kill(model)
+    found = forecast(task, units).classes[0]
+    assert found.verdict == "would be reborn"
+    assert found.alive == 0
+    assert np.isnan(found.drives).all()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 1e-7 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+    sizes, lr = [], 0.05
+    for _ in range(1200):
+        loss = task.loss(model, blobs).mean()
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        with torch.no_grad():
+            for (name, p), g in zip(model.named_parameters(), grads, strict=True):
+                if name != "2.bias":  # the rest of the network stays as it is
+                    p -= lr * (g + task.weight_decay * p)
+        sizes.append(float(model[2].weight.detach().norm()))
+        if sizes[-1] > 1e-3:
+            break
+    tail = np.log(sizes[-20:])
+    assert sizes[-1] > 1e-3
+    assert np.diff(tail).mean() / lr == pytest.approx(found.rate, rel=0.05)
+
+
+def test_a_dead_class_stays_dead_above_the_threshold(net):
+    task, units = net(weight_decay=5.0)
+    _kill(task.model)
+    found = forecast(task, units).classes[0]
+    assert found.verdict == "dead stays dead"
+    assert found.headroom < 1
+    assert certificate(task, units).saturated
+
+
+def test_kappa_is_at_least_every_drive_of_a_homogeneous_class(net):
+    for activation in ("relu", "leaky_relu", "identity"):
+        task, units = net(activation, widths=(5, 8, 6, 3))
+        for c in forecast(task, units).classes:
+            assert c.kappa >= np.nanmax(c.drives) - 1e-12
+            assert c.drives.shape == (c.size,)
+
+
+def test_every_hidden_layer_has_its_own_threshold(net):
+    task, units = net("tanh", widths=(5, 8, 6, 3))
+    found = forecast(task, units)
+    assert [c.name for c in found.classes] == ["0", "2"]
+    assert len({c.kappa for c in found.classes}) == 2
+    assert np.isnan(found.collapse.lambda_c)
+    assert "two or more hidden layers" in found.collapse.reason
+
+
+def test_kappa_is_the_curvature_of_a_real_ghost(net, blobs):
+    """−λ_min of the Hessian in the coordinates of an added unit, on a widened model."""
+    task, units = net("tanh", widths=(5, 8, 6, 3))
+    kappa = forecast(task, units).classes[0].kappa
+    model = task.model
+    x, y = blobs
+
+    def loss(ghost):
+        w, b, u = ghost[:5], ghost[5], ghost[6:]
+        h = torch.tanh(model[0](x))
+        z = model[2](h) + torch.tanh(x @ w + b)[:, None] * u
+        return nn.functional.cross_entropy(model[4](torch.tanh(z)), y)
+
+    block = torch.autograd.functional.hessian(loss, torch.zeros(12, dtype=torch.float64))
+    assert kappa == pytest.approx(-float(torch.linalg.eigvalsh(block)[0]), rel=1e-9)
+
+
+def test_a_dying_unit_is_named(net, blobs):
+    task, units = net("relu", weight_decay=0.03, lr=0.2)
+    with torch.no_grad():
+        task.model[0].bias[2] = -50.0  # never active: nothing pulls on it
+    found = forecast(task, units).classes[0]
+    assert 2 in found.dying
+    assert found.drives[2] == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"weight_decay": 0.0}, "weight decay is 0"),
+        ({"optimizer": "adam"}, "Adam"),
+        ({"optimizer": "adamw"}, "decouples"),
+    ],
+)
+def test_outside_the_theory_kappa_is_reported_without_a_verdict(net, settings, reason):
+    task, units = net(**settings)
+    found = forecast(task, units).classes[0]
+    assert found.verdict == "not applicable"
+    assert not found.valid
+    assert reason in found.reason
+    assert found.kappa > 0
+    assert np.isnan(found.headroom) == (task.weight_decay == 0)
+    assert certificate(task, units).uncovered == ("0",)
+    assert not certificate(task, units).saturated
+
+
+def test_momentum_is_said(net):
+    task, units = net(momentum=0.9)
+    assert "momentum" in forecast(task, units).classes[0].reason
+
+
+def _reason(task, units):
+    c = forecast(task, units).classes[0]
+    assert c.verdict == "not applicable"
+    assert np.isnan(c.kappa)
+    return c.reason
+
+
+def test_structures_it_cannot_judge_are_named(net, mlp_units, blobs):
+    task, units = net()
+    task.model[0].weight.requires_grad_(False)
+    assert "frozen" in _reason(task, units)
+    task, units = net()
+    one_sided = Units("0", 8, 1, units[0].incoming, "relu")
+    assert "no outgoing" in _reason(task, [one_sided])
+    wrong = Units("0", 8, 1, units[0].slices, "tanh")  # the network computes ReLU
+    assert "values" in _reason(task, [wrong])
+    gain = Slice("0.bias", 0, units[0].slices[0].index, "gain")
+    assert "gain" in _reason(task, [Units("0", 8, 1, (*units[0].slices, gain), "relu")])
+    task, units = net("sigmoid")
+    assert "does not vanish" in _reason(task, units)
+
+
+def test_tied_and_repeated_layers_are_named():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.b(torch.relu(self.a(self.b(torch.relu(self.a(x))))))
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+            self.c.weight = self.a.weight
+
+        def forward(self, x):
+            return self.c(self.b(torch.relu(self.a(x))))
+
+    index = np.arange(6).reshape(1, 6, 1)
+    slices = (Slice("a.weight", 0, index, "write"), Slice("a.bias", 0, index, "write"))
+    units = [Units("a", 6, 1, (*slices, Slice("b.weight", 1, index, "read")), "relu")]
+    for model, width, reason in ((Recurrent(), 4, "exactly once"), (Tied(), 6, "tied")):
+        x = torch.randn(8, width, generator=torch.Generator().manual_seed(0))
+        task = Task(model, lambda m, b: m(b).square().sum(1), lambda x=x: [x], lr=0.1, weight_decay=0.1, batch_size=8)
+        assert reason in _reason(task, units)
+
+
+def test_the_model_is_left_alone_and_the_answer_repeats(net):
+    task, units = net(widths=(5, 8, 6, 3))
+    task.model.train()
+    state, rng = copy.deepcopy(task.model.state_dict()), torch.get_rng_state()
+    first, second = (json.dumps(forecast(task, units).to_dict(), allow_nan=False) for _ in range(2))
+    assert first == second
+    assert task.model.training
+    assert all(torch.equal(v, state[k]) for k, v in task.model.state_dict().items())
+    assert all(p.grad is None and not p._backward_hooks for p in task.model.parameters())
+    assert not any(m._forward_hooks for m in task.model.modules())
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_positions_of_a_sequence_count_like_samples():
+    """A class applied at every position: κ is the curvature of the loss summed over positions."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(10, 4, 3, generator=generator, dtype=torch.float64)
+    y = torch.randn(10, 2, generator=generator, dtype=torch.float64)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    task = Task(
+        model,
+        lambda m, b: (m(b[0]).mean(1) - b[1]).square().sum(1),
+        lambda: zip(x.split(5), y.split(5), strict=True),
+        lr=0.1,
+        weight_decay=0.1,
+        batch_size=5,
+    )
+    index = np.arange(5).reshape(1, 5, 1)
+    slices = (Slice("0.weight", 0, index, "write"), Slice("0.bias", 0, index, "write"))
+    units = [Units("0", 5, 1, (*slices, Slice("2.weight", 1, index, "read")), "tanh")]
+
+    def loss(ghost):
+        out = model(x) + torch.tanh(x @ ghost[:3] + ghost[3])[..., None] * ghost[4:]
+        return (out.mean(1) - y).square().sum(1).mean()
+
+    block = torch.autograd.functional.hessian(loss, torch.zeros(6, dtype=torch.float64))
+    kappa = forecast(task, units).classes[0].kappa
+    assert kappa == pytest.approx(-float(torch.linalg.eigvalsh(block)[0]), rel=1e-9)
+
+
+def test_no_class_no_forecast(net):
+    task, _ = net()
+    found = forecast(task, [])
+    assert found.classes == ()
+    assert found.collapse is None
+    assert not certificate(task, []).saturated
