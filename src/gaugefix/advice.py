@@ -12,8 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from gaugefix.forecast import ClassForecast, CollapseThreshold, Forecast
-from gaugefix.measure import CollapseReport, GradientNoise, Record, UnitBalance, UnitCollapse
+from gaugefix.forecast import Certificate, ClassForecast, CollapseThreshold, Forecast
+from gaugefix.measure import ChargeReport, CollapseReport, GradientNoise, Record, UnitBalance, UnitCollapse
 from gaugefix.symmetry import Symmetries, Units
 
 Severity = Literal["act", "watch", "info"]
@@ -47,18 +47,20 @@ class Advice(Record):
 def advise(
     symmetries: Symmetries,
     collapse: CollapseReport | None,
-    balances: tuple[UnitBalance, ...],
+    charges: ChargeReport | None,
     noise: GradientNoise | None,
     forecast: Forecast | None,
+    certificate: Certificate | None,
 ) -> tuple[Advice, ...]:
     """Rank everything the measurements have to say; a part that was not measured says nothing.
 
     Args:
         symmetries: what was found.
         collapse: from `gaugefix.measure.collapse_report`.
-        balances: from `gaugefix.measure.balance`.
+        charges: from `gaugefix.measure.check_charge_law`.
         noise: from `gaugefix.measure.gradient_noise`.
         forecast: from `gaugefix.forecast.forecast`.
+        certificate: from `gaugefix.forecast.certificate`.
 
     Returns:
         Advice, the most urgent first.
@@ -70,13 +72,15 @@ def advise(
         out += _collapsed(unit, predicted.get(unit.name))
         out += _redundant(unit, _entries(by_name.get(unit.name), symmetries.shapes), predicted.get(unit.name))
         out += _low_rank(unit)
+    out += _wide_enough(certificate)
     for item in forecast.classes if forecast else ():
         out += _dying(item)
-        out += _width(item)
+        if certificate is None or not certificate.saturated:
+            out += _width(item)
         out += _no_verdict(item)
     if forecast:
         out += _threshold(forecast, collapse)
-    for item_balance in balances:
+    for item_balance in charges.units if charges else ():
         out += _unbalanced(item_balance)
     out += _noisy(noise)
     out += _unseen(symmetries)
@@ -94,7 +98,7 @@ def _collapsed(unit: UnitCollapse, item: ClassForecast | None) -> Iterator[Advic
         action = (
             f"Set weight_decay below {_n(item.critical_weight_decay)}, then re-initialise the layer and train again."
         )
-    yield Advice("act", unit.name, f"{unit.name} has collapsed: it computes nothing.", evidence, action)
+    yield Advice("act", unit.name, f"Layer {unit.name} has collapsed: it computes nothing.", evidence, action)
 
 
 def _redundant(unit: UnitCollapse, owned: int, item: ClassForecast | None) -> Iterator[Advice]:
@@ -104,7 +108,7 @@ def _redundant(unit: UnitCollapse, owned: int, item: ClassForecast | None) -> It
     if distinct == total or dead == total:
         return
     parts = [f"{dead} dead"] * (dead > 0) + [f"{copies} {'copies' if copies > 1 else 'copy'} of others"] * (copies > 0)
-    evidence = f"{distinct} distinct units at relative tolerance {unit.tolerance:.0e}"
+    evidence = f"{distinct} distinct units (equal to within {unit.tolerance:.0%})"
     if owned:
         evidence += f"; each unit owns {owned} parameters"
     if item is not None and item.valid and dead and item.rate < 0:
@@ -112,7 +116,7 @@ def _redundant(unit: UnitCollapse, owned: int, item: ClassForecast | None) -> It
     yield Advice(
         "act",
         unit.name,
-        f"{total - distinct} of {total} units in {unit.name} add nothing: {' and '.join(parts)}.",
+        f"{total - distinct} of {total} units in layer {unit.name} add nothing: {' and '.join(parts)}.",
         evidence + ".",
         f"Use {distinct} units here: a layer of {distinct} computes the same function"
         + (f" with {(total - distinct) * owned:,} fewer parameters." if owned else "."),
@@ -125,7 +129,7 @@ def _low_rank(unit: UnitCollapse) -> Iterator[Advice]:
         yield Advice(
             "watch",
             unit.name,
-            f"{unit.name} has lost rank: {unit.numerical_rank} directions are left of {unit.max_rank}.",
+            f"Layer {unit.name} has lost rank: {unit.numerical_rank} directions are left of {unit.max_rank}.",
             f"Effective rank {unit.effective_rank:.1f}.",
             f"Factor the layer at rank {unit.numerical_rank}, or lower the weight decay to keep the directions.",
         )
@@ -140,16 +144,31 @@ def _dying(item: ClassForecast) -> Iterator[Advice]:
     which = ("unit " if count == 1 else "units ") + _list(item.dying)
     keep = float(np.nanmin(drives))
     action = (
-        f"Lower weight_decay below {_n(keep)} to keep {'it' if count == 1 else 'them'} alive in {item.name}"
+        f"Lower weight_decay below {_n(keep)} to keep {'it' if count == 1 else 'them'} alive in layer {item.name}"
         if keep > 0
-        else f"No weight decay keeps all of them: the loss itself shrinks them. Let {item.name} get smaller"
+        else f"No weight decay keeps all of them: the loss itself shrinks them. Let layer {item.name} get smaller"
     )
     yield Advice(
         "watch",
         item.name,
-        f"{count} of {item.alive} live units in {item.name} {'is' if count == 1 else 'are'} fading.",
+        f"{count} of {item.alive} live units in layer {item.name} {'is' if count == 1 else 'are'} fading.",
         f"Drive {_range(drives)} against weight decay {_n(item.weight_decay)} for {which}.",
         f"{action}, or plan for {item.alive - count} units.",
+    )
+
+
+def _wide_enough(certificate: Certificate | None) -> Iterator[Advice]:
+    """The certificate holds for the whole network."""
+    if certificate is None or not certificate.saturated:
+        return
+    rest = f" Not covered: {_list(certificate.uncovered)}." if certificate.uncovered else ""
+    yield Advice(
+        "info",
+        "network",
+        "Every layer is wide enough: no added unit would lower the objective at this weight decay.",
+        f"Largest birth threshold over weight decay κ/λ = {certificate.kappa / certificate.weight_decay:.3f}, in layer "
+        f"{certificate.binding}; drives within {certificate.residual:.1%} of λ.{rest}",
+        f"Do not widen the network. To put more units to use, lower weight_decay below {_n(certificate.weight_decay)}.",
     )
 
 
@@ -162,15 +181,15 @@ def _width(item: ClassForecast) -> Iterator[Advice]:
         yield Advice(
             "info",
             item.name,
-            f"{item.name} is wide enough: no added unit would lower the objective.",
+            f"Layer {item.name} is wide enough: no added unit would lower the objective.",
             evidence,
             "Do not widen it. To use more units, lower the weight decay.",
         )
     elif item.verdict in {"wants more width", "would be reborn"}:
         finding = (
-            f"A new small unit in {item.name} would grow."
+            f"A new small unit in layer {item.name} would grow."
             if item.verdict == "wants more width"
-            else f"The dead units of {item.name} can come back."
+            else f"The dead units of layer {item.name} can come back."
         )
         yield Advice(
             "info",
@@ -187,7 +206,7 @@ def _no_verdict(item: ClassForecast) -> Iterator[Advice]:
         yield Advice(
             "info",
             item.name,
-            f"{item.name} has not settled: its forecast holds for this moment, not for the end of training.",
+            f"Layer {item.name} has not settled: its forecast holds for this moment, not for the end of training.",
             f"The live units are {item.residual:.0%} away from stationarity.",
             "Train longer or lower the learning rate, then audit again.",
         )
@@ -196,9 +215,9 @@ def _no_verdict(item: ClassForecast) -> Iterator[Advice]:
         yield Advice(
             "info",
             item.name,
-            f"Weight decay is a gauge in {item.name}: it sets the effective learning rate, not the function."
+            f"Weight decay is a gauge in layer {item.name}: it sets the effective learning rate, not the function."
             if gauge
-            else f"No forecast for {item.name}.",
+            else f"No forecast for layer {item.name}.",
             item.reason or "The class is outside the theory.",
             "Tune the learning rate instead of the weight decay here." if gauge else "Read its collapse and balance.",
         )
@@ -244,7 +263,7 @@ def _unbalanced(item: UnitBalance) -> Iterator[Advice]:
     yield Advice(
         "watch",
         item.name,
-        f"{item.name} is out of balance: its {side} weights carry almost all of the norm.",
+        f"Layer {item.name} is out of balance: its {side} weights carry almost all of the norm.",
         f"Median |‖u‖² − ‖w‖²| / (‖u‖² + ‖w‖²) = {typical:.2f}; balanced, the same function needs {best / now:.0%} "
         "of the squared norm.",
         "Rescale its units to balance: the function stays, the steps in both layers become comparable.",

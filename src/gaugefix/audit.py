@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import torch
 
 from gaugefix.advice import Advice, advise
 from gaugefix.errors import ConvergenceWarning, GaugefixError, MeasurementError, ValidityWarning
@@ -21,6 +24,7 @@ from gaugefix.measure import (
     check_charge_law,
     collapse_report,
     gradient_noise,
+    lambda_min,
 )
 from gaugefix.symmetry import Symmetries, find_symmetries
 from gaugefix.task import Task
@@ -33,6 +37,9 @@ if TYPE_CHECKING:
 
 #: Version of the layout of `Audit.to_dict`; the major number grows when a reader has to change.
 SCHEMA_VERSION = "1.0"
+
+#: Multiplications of a training step below which one thread is faster than several.
+_SMALL_STEP = 10_000_000
 
 T = TypeVar("T")
 
@@ -167,7 +174,8 @@ def audit(task: Task, *, level: Literal["quick", "full"] = "quick", progress: bo
 
     Args:
         task: what to audit.
-        level: "full" adds a count of the flat directions that the search missed.
+        level: "full" adds a count of the flat directions, to see whether the search missed any (a dense Jacobian, up to
+            6000 parameters), and the lowest curvature of the data loss.
         progress: show progress bars on standard error.
         seed: seed of the data order and of every random choice of the measurements.
 
@@ -189,11 +197,24 @@ def audit(task: Task, *, level: Literal["quick", "full"] = "quick", progress: bo
 
     started = time.perf_counter()
     task.check()
-    with Stages(shown=progress) as stages:
+    with _few_threads(task), Stages(shown=progress) as stages:
         training = tuple(_train(task, stages, seed)) if task.epochs else ()
         task.check()
         boundary = _Boundary(stages)
         return _measure(task, training, boundary, level, seed, started)
+
+
+@contextmanager
+def _few_threads(task: Task) -> Iterator[None]:
+    """One thread for a small model: handing out its tiny products costs more than it gains, a lot on a busy machine."""
+    before = torch.get_num_threads()
+    parameters = sum(p.numel() for p in task.model.parameters())
+    if parameters * task.batch_size < _SMALL_STEP:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _train(task: Task, stages: Stages, seed: int) -> list[float]:
@@ -207,7 +228,8 @@ def _measure(
 ) -> Audit:
     """Every measurement inside its own boundary."""
     run, inputs = boundary.run, task.inputs(task.first_batch())
-    symmetries = run("symmetries", lambda: find_symmetries(task.model, inputs)) or Symmetries((), ())
+    found = run("symmetries", lambda: find_symmetries(task.model, inputs))
+    symmetries = found if found is not None else Symmetries((), ())
     params = {name: p.detach() for name, p in task.model.named_parameters()}
     if symmetries.units:
         collapse = run("collapse", lambda: collapse_report(params, symmetries))
@@ -219,7 +241,7 @@ def _measure(
         boundary.skip("collapse, charges, forecast", "no class of hidden units was found")
     noise = run("noise", lambda: gradient_noise(task, seed=seed))
     metric = run("metric", lambda: dict(task.metric(task.model))) if task.metric else None
-    extra = _full(task, symmetries, boundary) if level == "full" else {}
+    extra = _full(task, symmetries, boundary, seed) if level == "full" else {}
     return Audit(
         task=_summary(task, len(training), metric or {}),
         symmetries=symmetries,
@@ -228,7 +250,7 @@ def _measure(
         noise=noise,
         forecast=prediction,
         certificate=proof,
-        advice=advise(symmetries, collapse, charges.units if charges else (), noise, prediction),
+        advice=advise(symmetries, collapse, charges, noise, prediction, proof),
         skipped=(*boundary.skipped, *symmetries.skipped),
         notes=tuple(dict.fromkeys(boundary.notes)),
         training=training,
@@ -237,9 +259,24 @@ def _measure(
     )
 
 
-def _full(task: Task, symmetries: Symmetries, boundary: _Boundary) -> dict[str, Any]:
-    """What level "full" adds in this release."""
-    return {}
+def _full(task: Task, symmetries: Symmetries, boundary: _Boundary, seed: int) -> dict[str, Any]:
+    """What level "full" adds: flat directions that the search missed, and the lowest curvature of the data loss."""
+    from gaugefix.testing import flat_directions
+
+    inputs, extra = task.inputs(task.first_batch()), {}
+    counted = boundary.run("completeness", lambda: flat_directions(task.model, inputs, seed=seed))
+    if counted is not None:
+        extra["flat_directions"] = {"found": symmetries.flat_dim, **vars(counted)}
+        if counted.reliable and counted.flat != symmetries.flat_dim:
+            boundary.notes.append(
+                f"completeness: {counted.flat} flat directions were counted at a random point and "
+                f"{symmetries.flat_dim} found; units that no input switches on there are one cause"
+            )
+    lowest = boundary.run("lowest curvature", lambda: lambda_min(task, seed=seed))
+    if lowest is not None:
+        extra["lowest_curvature"] = {"value": lowest[0], "residual": lowest[1]}
+    boundary.skip("Lyapunov exponents, critical learning rate and batch size", "not in this release")
+    return extra
 
 
 def _summary(task: Task, epochs: int, metric: dict[str, float]) -> TaskSummary:

@@ -107,15 +107,17 @@ def make_audit(names: tuple[str, ...] = NAMES, n: int = 16) -> Audit:
         32,
         CollapseThreshold(0.047, np.geomspace(0.1, 1e-3, 8), True, None, "one hidden layer"),
     )
+    charges = ChargeReport(balances, laws)
+    certificate = Certificate(0.0082, 0.01, 0.012, False, names[0], (), "not stationary")
     return Audit(
         task=TaskSummary(CLOSER, 4106, 0.1, 0.01, 32, 0.9, "sgd", 40, {"test accuracy": 0.9721}),
         symmetries=symmetries,
         collapse=collapse,
-        charges=ChargeReport(balances, laws),
+        charges=charges,
         noise=noise,
         forecast=forecast,
-        certificate=Certificate(0.0082, 0.01, 0.012, False, names[0], (), "not stationary"),
-        advice=advise(symmetries, collapse, balances, noise, forecast),
+        certificate=certificate,
+        advice=advise(symmetries, collapse, charges, noise, forecast, certificate),
         skipped=(f"{EVIL}: no rule", "completeness: level quick"),
         notes=("forecast: slow convergence",),
         training=tuple(np.geomspace(2.3, 0.1, 40)),

@@ -38,54 +38,59 @@ def _headline(data: Mapping[str, Any]) -> RenderableType:
     return text
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     return table
+
+
+def _titled(title: str, body: RenderableType, note: str = "") -> RenderableType:
+    """A table under its title; rich would wrap a title to the width of the table."""
+    return Group(Text(title, style="bold"), body, *([Text(f" {note}", style="dim")] if note else []))
 
 
 def _symmetries(data: Mapping[str, Any]) -> Iterator[RenderableType]:
     found = data["symmetries"]
     if not found["symmetries"]:
         return
-    table = _table("Symmetries: changes of the weights that leave the function as it is", "where", "group", "error")
+    table = _table("where", "group", "error")
     table.columns[1].justify = "left"
     for s in found["symmetries"]:
         table.add_row(Text(s["name"]), Text(s["group"]), "-" if s["error"] is None else f"{s['error']:.0e}")
-    table.caption = Text(f"{found['flat_dim']} flat directions of {found['n_parameters']} parameters", style="dim")
-    table.caption_justify = "left"
-    yield table
+    note = f"{found['flat_dim']} flat directions of {found['n_parameters']:,} parameters"
+    if measured := data["extra"].get("flat_directions"):
+        note += f"; counted without knowing them: {measured['flat']}"
+    yield _titled("Symmetries: changes of the weights that leave the function as it is", table, note)
 
 
 def _layers(data: Mapping[str, Any]) -> Iterator[RenderableType]:
     if not data["collapse"]:
         return
     classes = {c["name"]: c for c in (data["forecast"] or {"classes": ()})["classes"]}
-    table = _table("Units: what training has done to them", "layer", "units", *STATES, "eff. rank", "")
+    table = _table("layer", "units", *STATES, "eff. rank", "")
     for unit in data["collapse"]["units"]:
         states = [u.state for u in unit_states(unit, classes.get(unit["name"]))]
         counts = [states.count(s) for s in STATES]
         cells = [Text(str(c), style=_MARK[s] if c else "dim") for s, c in zip(STATES, counts, strict=True)]
         bar = Text()
         for state, count in zip(STATES, counts, strict=True):
-            bar.append("■" * round(16 * count / max(len(states), 1)), style=_MARK[state])
+            bar.append("■" * round(12 * count / max(len(states), 1)), style=_MARK[state])
         table.add_row(Text(unit["name"]), str(len(states)), *cells, number(unit["effective_rank"]), bar)
-    yield table
+    yield _titled("Units: what training has done to them", table)
 
 
 def _forecast(data: Mapping[str, Any]) -> Iterator[RenderableType]:
     if not data["forecast"]:
         return
     decay = number(data["forecast"]["weight_decay"])
-    table = _table(f"Forecast at weight decay λ = {decay}", "layer", "κ", "κ/λ", "λ_c", "residual", "verdict")
+    table = _table("layer", "κ", "κ/λ", "λ_c", "residual", "verdict")
     table.columns[-1].justify = "left"
     for c in data["forecast"]["classes"]:
         cells = (number(c[k]) for k in ("kappa", "headroom", "critical_weight_decay", "residual"))
         table.add_row(Text(c["name"]), *cells, Text(c["verdict"]))
-    table.caption = Text("κ: decay at which a new unit stops growing.  λ_c: decay that kills the layer.", style="dim")
-    table.caption_justify = "left"
-    yield table
+    note = "κ: decay at which a new unit stops growing.  λ_c: decay that kills the layer."
+    yield _titled(f"Forecast at weight decay λ = {decay}", table, note)
 
 
 def _gaps(data: Mapping[str, Any]) -> Iterator[RenderableType]:

@@ -7,7 +7,7 @@ from the model are escaped here because Plotly reads a subset of HTML in labels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -41,8 +41,13 @@ def _figure(label: str, traces: Sequence[Mapping[str, Any]], *, height: int = 34
     return {"label": label, "height": height, "data": list(traces), "layout": layout}
 
 
-def _log_axis(title: str) -> dict[str, Any]:
-    return {"title": {"text": title}, "type": "log", "tickformat": "~g", "nticks": 6}
+def _log_axis(title: str, values: Iterable[float | None]) -> dict[str, Any]:
+    """A logarithmic axis with few labels: 1, 2, 5 over a few decades, only powers of ten over many."""
+    shown = [math.log10(v) for v in values if v is not None and v > _SMALLEST]
+    decades = max(shown, default=0.0) - min(shown, default=0.0)
+    step: float | str = max(1, round(decades / 5)) if decades > 3 else "D2" if decades > 0.7 else "D1"
+    powers = {"tickformat": "", "exponentformat": "power"} if decades > 5 else {"tickformat": "~g"}
+    return {"title": {"text": title}, "type": "log", "dtick": step, **powers}
 
 
 def _forecast(forecast: Mapping[str, Any]) -> Figure | None:
@@ -54,13 +59,13 @@ def _forecast(forecast: Mapping[str, Any]) -> Figure | None:
     decay = forecast["weight_decay"]
     top = len(classes) - 0.4
     line = {"type": "line", "x0": decay, "x1": decay, "y0": -0.6, "y1": top, "line": {"color": "var:--ink", "width": 2}}
-    note = {"x": math.log10(decay) if decay else 0, "y": top, "text": f"λ = {number(decay)}", "yanchor": "bottom"}
+    note = {"x": math.log10(decay) if decay else 0, "y": -0.58, "text": f"λ = {number(decay)}", "xshift": 5, "showarrow": False}
     return _figure(
         "Drives of the live units, birth threshold and critical weight decay of every layer, "
         f"on an axis of weight decay; the run used {number(decay)}",
         traces,
         height=170 + 90 * len(classes),
-        xaxis=_log_axis("weight decay"),
+        xaxis=_log_axis("weight decay", (x for t in traces for x in t["x"])),
         yaxis={
             "tickvals": list(range(len(classes))),
             "ticktext": [escape(c["name"]) for c in classes],
@@ -69,7 +74,7 @@ def _forecast(forecast: Mapping[str, Any]) -> Figure | None:
             "showgrid": False,
         },
         shapes=[line] if decay else [],
-        annotations=[{**note, "showarrow": False, "y": -0.6}] if decay else [],
+        annotations=[{**note, "xanchor": "left", "yanchor": "top"}] if decay else [],
     )
 
 
@@ -86,7 +91,11 @@ def _forecast_row(row: int, item: Mapping[str, Any]) -> Iterator[dict[str, Any]]
             "y": [row + 0.22 * math.sin(2.4 * i) for i, _ in live],  # spread so that equal drives stay visible
             "text": [f"{name}, unit {i}" for i, _ in live],
             "hovertemplate": "%{text}<br>drive %{x:.4g}<extra></extra>",
-            "marker": {"color": "var:--alive", "size": 8, "opacity": 0.55},
+            "marker": {
+                "color": ["var:--fading" if i in item["dying"] else "var:--alive" for i, _ in live],
+                "size": 8,
+                "opacity": 0.6,
+            },
         }
     for key, label, symbol, color in (
         ("kappa", "birth threshold κ", "diamond", "var:--accent"),
@@ -129,7 +138,7 @@ def _spectrum(units: Sequence[Mapping[str, Any]]) -> Figure | None:
         "Singular values of every layer, relative to the largest",
         traces,
         xaxis={"title": {"text": "singular value, from the largest"}, "rangemode": "tozero"},
-        yaxis=_log_axis("relative size"),
+        yaxis=_log_axis("relative size", (y for t in traces for y in t["y"])),
         showlegend=True,
     )
 
@@ -161,8 +170,8 @@ def _balance(units: Sequence[Mapping[str, Any]]) -> Figure | None:
     return _figure(
         "Outgoing against incoming squared norm of every unit; balanced units lie on the diagonal",
         [diagonal, *traces],
-        xaxis=_log_axis("incoming ‖w‖²"),
-        yaxis=_log_axis("outgoing ‖u‖²"),
+        xaxis=_log_axis("incoming ‖w‖²", seen),
+        yaxis=_log_axis("outgoing ‖u‖²", seen),
         showlegend=True,
     )
 
@@ -187,7 +196,7 @@ def _noise(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
         "Signal-to-noise ratio of one minibatch for every parameter",
         [bars],
         height=130 + 30 * len(known),
-        xaxis=_log_axis("signal / noise of one minibatch"),
+        xaxis=_log_axis("signal / noise of one minibatch", [1.0, *bars["x"]]),
         yaxis={"tickvals": bars["y"], "ticktext": names, "autorange": "reversed", "showgrid": False},
         shapes=[line],
         bargap=0.4,
@@ -209,5 +218,5 @@ def _training(losses: Sequence[float | None]) -> Figure | None:
         [curve],
         height=280,
         xaxis={"title": {"text": "pass over the data"}},
-        yaxis=_log_axis("mean loss"),
+        yaxis=_log_axis("mean loss", losses),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any
@@ -40,6 +41,7 @@ def html_page(data: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = number
+    environment.filters["group"] = group_html
     scripts = [get_plotlyjs(), _text("report.js")]
     return environment.get_template("audit.html.j2").render(
         audit=data,
@@ -53,6 +55,25 @@ def html_page(data: Mapping[str, Any]) -> str:
         scripts=[Markup(s) for s in scripts],  # noqa: S704 - our own files
         hashes=" ".join(f"'sha256-{_digest(s)}'" for s in scripts),
     )
+
+
+def group_html(name: str) -> str:
+    """A group with its indices and exponents set as such.
+
+    Args:
+        name: for example ``"Z_2^32"``; anything else in it is escaped.
+
+    Returns:
+        Safe HTML.
+
+    Example:
+        >>> print(group_html("Z_2^32 <"))
+        Z<sub>2</sub><sup>32</sup> &lt;
+    """
+    from markupsafe import Markup, escape
+
+    text = re.sub(r"_(\w+)", r"<sub>\1</sub>", str(escape(name)))
+    return Markup(re.sub(r"\^(\w+)", r"<sup>\1</sup>", text))  # noqa: S704 - escaped above
 
 
 def _text(name: str) -> str:
@@ -78,7 +99,7 @@ def _layers(data: Mapping[str, Any]) -> list[dict[str, Any]]:
             "hidden": max(0, len(states) - _MOST_UNITS),
             "total": len(states),
             "counts": counts,
-            "summary": ", ".join(f"{n} {s}" for s, n in counts.items() if n),
+            "summary": ", ".join(f"{n} {'copies' if s == 'copy' and n > 1 else s}" for s, n in counts.items() if n),
             "groups": [s for s in data["symmetries"]["symmetries"] if s["class"] == unit["name"]],
             "forecast": forecasts.get(unit["name"]),
         })

@@ -38,11 +38,12 @@
       automargin: true, fixedrange: true, ticks: "outside", ticklen: 4,
     };
     const own = figure.layout;
+    const named = figure.data.filter((trace) => trace.name && trace.showlegend !== false).length;
     return coloured({
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: narrow ? 12 : 13, color: "var:--soft" },
-      margin: { l: 8, r: 16, t: figure.layout.annotations ? 56 : 40, b: 8 }, height: figure.height,
-      legend: { orientation: "h", x: 0, y: 1, yref: "container", yanchor: "top", font: { size: 12 } },
+      margin: { l: 8, r: 16, t: 16, b: 8 }, height: figure.height + (narrow ? 18 * named : 0),
+      legend: { orientation: "h", x: 0, y: 1.04, yanchor: "bottom", font: { size: 12 } },
       hoverlabel: { bgcolor: "var:--card", bordercolor: "var:--line", font: { color: "var:--ink" } },
       ...own, xaxis: { ...axis, ...own.xaxis }, yaxis: { ...axis, ...own.yaxis },
     });
