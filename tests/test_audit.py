@@ -324,4 +324,3 @@ class TestAdvice:
         item = forecast_of(drives=np.array([0.01, 0.01, 0.01, 0.005]), dying=(3,), verdict="wants more width")
         found = advise(units(), collapse_of(dead=(2,), distinct=3), None, None, item, None)
         assert [a.severity for a in found] == ["act", "watch", "info"]
-

@@ -240,10 +240,10 @@ def _measure(
         collapse = charges = prediction = proof = None
         boundary.skip("collapse, charges, forecast", "no class of hidden units was found")
     noise = run("noise", lambda: gradient_noise(task, seed=seed))
-    metric = run("metric", lambda: dict(task.metric(task.model))) if task.metric else None
+    metric = _metric(task, boundary)
     extra = _full(task, symmetries, boundary, seed) if level == "full" else {}
     return Audit(
-        task=_summary(task, len(training), metric or {}),
+        task=_summary(task, len(training), metric),
         symmetries=symmetries,
         collapse=collapse,
         charges=charges,
@@ -257,6 +257,13 @@ def _measure(
         seconds=time.perf_counter() - started,
         extra=extra,
     )
+
+
+def _metric(task: Task, boundary: _Boundary) -> dict[str, float]:
+    """What the task's own metric says; empty if it has none or fails."""
+    if (metric := task.metric) is None:
+        return {}
+    return boundary.run("metric", lambda: dict(metric(task.model))) or {}
 
 
 def _full(task: Task, symmetries: Symmetries, boundary: _Boundary, seed: int) -> dict[str, Any]:
@@ -314,7 +321,7 @@ class _Boundary:
             except GaugefixError as error:
                 self.skip(what, str(error))
                 result = None
-            except Exception as error:  # noqa: BLE001 - a report with one gap is worth more than none
+            except Exception as error:  # a report with one gap is worth more than none
                 self.skip(what, f"{type(error).__name__}: {error}")
                 result = None
         for warning in caught:

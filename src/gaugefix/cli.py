@@ -118,8 +118,7 @@ def audit(
         result.to_json(written[1])
     if written and not as_json:
         Console().print(_files(written))
-    if strict and any(a.severity == "act" for a in result.advice):
-        raise typer.Exit(FINDING)
+    _leave(strict and any(a.severity == "act" for a in result.advice))
 
 
 @app.command()
@@ -176,8 +175,7 @@ def reproduce(
         typer.echo(_json(result.to_dict()))
     else:
         Console().print(result)
-    if strict and not result.passed:
-        raise typer.Exit(FINDING)
+    _leave(strict and not result.passed)
 
 
 @app.command()
@@ -191,6 +189,12 @@ def cite(
     from gaugefix.studies import cite as bibtex
 
     typer.echo(bibtex(paper))
+
+
+def _leave(finding: bool) -> None:
+    """Exit with the code for a finding, if there is one."""
+    if finding:
+        raise typer.Exit(FINDING)
 
 
 def _json(value: Any) -> str:

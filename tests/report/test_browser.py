@@ -154,9 +154,7 @@ def test_everything_is_reachable_by_keyboard(visit: Callable[..., Visit]) -> Non
     for _ in range(30):
         page.keyboard.press("Tab")
         focused.append(
-            page.evaluate(
-                "(e => e.getAttribute('href') || e.id || e.getAttribute('aria-label') || e.tagName)(document.activeElement)"
-            )
+            page.evaluate("(e => e.getAttribute('href') || e.id || e.ariaLabel || e.tagName)(document.activeElement)")
         )
     assert focused[0] == "#advice"  # the skip link
     assert {"#network", "#forecast", "theme", "Forecast table", "SUMMARY"} <= set(focused)

@@ -59,7 +59,13 @@ def _forecast(forecast: Mapping[str, Any]) -> Figure | None:
     decay = forecast["weight_decay"]
     top = len(classes) - 0.4
     line = {"type": "line", "x0": decay, "x1": decay, "y0": -0.6, "y1": top, "line": {"color": "var:--ink", "width": 2}}
-    note = {"x": math.log10(decay) if decay else 0, "y": -0.58, "text": f"λ = {number(decay)}", "xshift": 5, "showarrow": False}
+    note = {
+        "x": math.log10(decay) if decay else 0,
+        "y": -0.58,
+        "text": f"λ = {number(decay)}",
+        "xshift": 5,
+        "showarrow": False,
+    }
     return _figure(
         "Drives of the live units, birth threshold and critical weight decay of every layer, "
         f"on an axis of weight decay; the run used {number(decay)}",

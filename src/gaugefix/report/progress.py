@@ -8,7 +8,15 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 
 class Stages:
@@ -32,13 +40,18 @@ class Stages:
         )
 
     def __enter__(self) -> Self:
-        self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self._progress.tasks:
+            self._progress.stop()
+
+    def _add(self, name: str, total: int | None) -> TaskID:
+        """A new bar; the first one starts the display, so that an early error is not preceded by an empty one."""
+        self._progress.start()
+        return self._progress.add_task(name, total=total, note="")
 
     @contextmanager
     def counted(self, name: str, total: int) -> Iterator[Callable[[str], None]]:
@@ -51,7 +64,7 @@ class Stages:
         Yields:
             A function that completes one step and shows a note next to the bar.
         """
-        bar = self._progress.add_task(name, total=total, note="")
+        bar = self._add(name, total)
         yield lambda note: self._progress.update(bar, advance=1, note=note)
 
     @contextmanager
@@ -64,7 +77,7 @@ class Stages:
         Yields:
             Nothing.
         """
-        bar = self._progress.add_task(name, total=1, note="")
+        bar = self._add(name, 1)
         yield
         self._progress.update(bar, completed=1)
 
@@ -77,5 +90,11 @@ class Stages:
         Returns:
             A function of (steps done, steps in all, note).
         """
-        bar = self._progress.add_task(name, total=None, note="")
-        return lambda done, total, note: self._progress.update(bar, completed=done, total=total, note=note)
+        bars: list[TaskID] = []
+
+        def move(done: int, total: int, note: str) -> None:
+            if not bars:
+                bars.append(self._add(name, total))
+            self._progress.update(bars[0], completed=done, total=total, note=note)
+
+        return move
