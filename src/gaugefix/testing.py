@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gaugefix.errors import MeasurementError
+from gaugefix.symmetry.generic import generator_dims
 from gaugefix.symmetry.graph import math_attention
 from gaugefix.symmetry.symmetries import Symmetries
 from gaugefix.symmetry.verify import float_outputs, laboratory_copy, random_parameters, to_double
@@ -50,7 +51,7 @@ def flat_directions(
 ) -> FlatDirections:
     """P − rank J, with J = ∂f(x_i; θ)/∂θ stacked over random inputs x_i, in float64 at a generic θ.
 
-    Inputs are drawn anew until J has 1.2 P rows: floating inputs from N(0, 1), integer inputs uniformly from the range
+    Inputs are drawn anew until J has 1.2 P rows (600 at least): floating inputs from N(0, 1), integer inputs uniformly from the range
     seen in the example.
 
     Args:
@@ -91,7 +92,7 @@ def flat_directions(
     args, kwargs = to_double(args), to_double(dict(kwargs or {}))
     blocks: list[Tensor] = []
     rows = 0
-    while rows < 1.2 * n:
+    while rows < max(1.2 * n, 600):
         args_i, kwargs_i = pytree.tree_map(lambda t: _redraw(t, generator), (args, kwargs))
         block = _jacobian(lab, point, args_i, kwargs_i)
         blocks.append(block)
@@ -129,7 +130,12 @@ def _jacobian(model: nn.Module, params: Mapping[str, Tensor], args: Any, kwargs:
 
 
 def check_symmetries(
-    found: Symmetries, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, seed: int = 0
+    found: Symmetries,
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
 ) -> None:
     """Assert that every symmetry keeps the function and that its claimed dimension is that of its generators.
 
@@ -152,38 +158,3 @@ def check_symmetries(
     for s, d in zip((s for s in found if s.level == "function"), dims, strict=True):
         if s.dim != d:
             raise AssertionError(f"{s.name} claims {s.dim} new directions, its generators add {d}")
-
-
-def generator_dims(found: Symmetries, params: Mapping[str, Tensor], *, threshold: float = 1e-9) -> list[int]:
-    """How many directions each symmetry adds to those before it, measured as the rank of its generators at θ.
-
-    Args:
-        found: the symmetries.
-        params: the point, float64.
-        threshold: relative size below which a direction counts as spanned already.
-
-    Returns:
-        One number for each function-level symmetry.
-    """
-    names = list(params)
-    basis = torch.zeros(0, sum(p.numel() for p in params.values()), dtype=torch.float64)
-    dims = []
-    for s in found:
-        if s.level != "function":
-            continue
-        rows = []
-        for k in range(s.n_generators):
-            field = s.generator(params, k)
-            rows.append(torch.cat([field.get(n, torch.zeros_like(params[n])).reshape(-1) for n in names]))
-        if not rows:
-            dims.append(0)
-            continue
-        fields = torch.stack(rows)
-        fields = fields / fields.norm(dim=1, keepdim=True).clamp_min(1e-300)
-        for _ in range(2):  # twice is enough (Gram-Schmidt)
-            fields = fields - fields @ basis.T @ basis
-        _, values, directions = torch.linalg.svd(fields, full_matrices=False)
-        new = directions[values > math.sqrt(threshold) * 1e-2]
-        basis = torch.cat([basis, new])
-        dims.append(len(new))
-    return dims

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from gaugefix import Task
+from gaugefix import Task, find_symmetries, load_task, train
 from gaugefix.forecast import certificate, forecast
+from gaugefix.measure import check_charge_law, exact_copy, probe_classes, unit_sizes
 from gaugefix.symmetry import Slice, Units
+from gaugefix.theory import homogeneous_threshold
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def test_a_dead_class_grows_at_the_forecast_rate(net, blobs, activation):
     task, units = net(activation)
     model = task.model
     _kill(model)
-    found = forecast(task, units).classes[0]
+    found = forecast(task, units, settle_steps=0).classes[0]
     assert found.verdict == "would be reborn"
     assert found.alive == 0
     assert np.isnan(found.drives).all()
@@ -84,7 +86,7 @@ def test_every_hidden_layer_has_its_own_threshold(net):
 def test_kappa_is_the_curvature_of_a_real_ghost(net, blobs):
     """−λ_min of the Hessian in the coordinates of an added unit, on a widened model."""
     task, units = net("tanh", widths=(5, 8, 6, 3))
-    kappa = forecast(task, units).classes[0].kappa
+    kappa = forecast(task, units, settle_steps=0).classes[0].kappa
     model = task.model
     x, y = blobs
 
@@ -218,7 +220,7 @@ def test_positions_of_a_sequence_count_like_samples():
         return (out.mean(1) - y).square().sum(1).mean()
 
     block = torch.autograd.functional.hessian(loss, torch.zeros(6, dtype=torch.float64))
-    kappa = forecast(task, units).classes[0].kappa
+    kappa = forecast(task, units, settle_steps=0).classes[0].kappa
     assert kappa == pytest.approx(-float(torch.linalg.eigvalsh(block)[0]), rel=1e-9)
 
 
@@ -228,3 +230,53 @@ def test_no_class_no_forecast(net):
     assert found.classes == ()
     assert found.collapse is None
     assert not certificate(task, []).saturated
+
+
+def _sizes(task, units):
+    return unit_sizes(dict(task.model.named_parameters()), units)
+
+
+def test_growth_of_every_unit_of_a_noisy_run_is_foretold(mlp_units):
+    """Growth forecast after 150 epochs of real SGD, against the growth over the next 100."""
+    task = load_task("digits-mlp")
+    units = mlp_units(task.model, "relu")
+    train(task, 150)
+    settled, raw = forecast(task, units), forecast(task, units, settle_steps=0)
+    assert 0 < settled.moved < 0.02
+    before = [_sizes(task, u) for u in units]
+    train(task, 100, seed=150)
+    for u, size, new, old in zip(units, before, settled.classes, raw.classes, strict=True):
+        live = size > 0.1
+        actual = np.log(_sizes(task, u) / size)[live]
+        assert np.corrcoef(new.growth[live], actual)[0, 1] > 0.9
+        assert np.corrcoef(old.growth[live], actual)[0, 1] < 0.5  # what the noise of one instant hides
+
+
+def test_settling_halves_an_unbearable_step_and_leaves_adam_alone(net):
+    task, units = net(lr=50.0)
+    assert "unstable" in forecast(task, units).note or "not settled" in forecast(task, units).note
+    task, units = net(optimizer="adam")
+    found = forecast(task, units)
+    assert (found.settled, found.moved) == (0, 0.0)
+    assert "adam" in found.note
+
+
+@pytest.mark.parametrize("activation", ["identity", "relu", "leaky_relu", "tanh", "gelu"])
+def test_found_symmetries_and_hand_written_classes_agree(net, activation):
+    task, units = net(activation, widths=(5, 8, 6, 3))
+    symmetries = find_symmetries(task.model, task.inputs(task.first_batch()))
+    found, by_hand = forecast(task, symmetries).classes, forecast(task, units).classes
+    assert [c.kappa for c in found] == pytest.approx([c.kappa for c in by_hand], rel=1e-6)
+    assert [c.verdict for c in found] == [c.verdict for c in by_hand]
+    laws = check_charge_law(task, symmetries).law
+    assert len(laws) == (2 if units[0].homogeneous else 0)
+    assert all(law.error < 1e-13 for law in laws)
+
+
+def test_leaky_slope_is_read_off_the_values(net, blobs):
+    """κ of LeakyReLU(0.3) although the class only says leaky_relu."""
+    task, units = net("leaky_relu")
+    task.model[1].negative_slope = 0.3
+    kappa = forecast(task, units, settle_steps=0).classes[0].kappa
+    probe = probe_classes(exact_copy(task), units).classes[0]
+    assert kappa == pytest.approx(homogeneous_threshold(probe.g, probe.h, negative_slope=0.3).value, rel=1e-5)

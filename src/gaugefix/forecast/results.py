@@ -21,6 +21,8 @@ class ClassForecast(Record):
         weight_decay: λ.
         headroom: κ/λ; nan if λ = 0.
         drives: ``(n,)`` pull d_i on every unit; nan for dead ones.
+        growth: ``(n,)`` half the growth rate of log(‖w_i‖‖u_i‖) per unit of lr × steps, d_i − λ for a balanced
+            homogeneous unit; nan for dead ones.
         spectrum: ``(min(d_in, d_out),)`` singular values of the signal matrix of the class, descending.
         residual: how far the live units that are not dying are from stationarity; 0 is stationary.
         verdict: "dead stays dead", "would be reborn", "saturated: more width cannot help", "wants more width",
@@ -28,7 +30,8 @@ class ClassForecast(Record):
         rate: κ − λ, growth rate of the best ghost per unit of lr × steps.
         dying: live units with a drive below λ.
         critical_weight_decay: λ_c of the wholly collapsed class with the rest of the network as it is.
-        predicted_rank: rank that λ leaves to a linear or smooth class; None for the others.
+        predicted_rank: rank that λ leaves: of a linear class at a stationary point, or of a linear or smooth class near
+            its collapse (λ > λ_c/2); None elsewhere.
         valid: whether the verdict is inside the range of the theory.
         reason: what limits it, or why there is no verdict.
     """
@@ -40,6 +43,7 @@ class ClassForecast(Record):
     weight_decay: float
     headroom: float
     drives: np.ndarray
+    growth: np.ndarray
     spectrum: np.ndarray
     residual: float
     verdict: str
@@ -59,7 +63,8 @@ class CollapseThreshold(Record):
         lambda_c: critical weight decay, nan where the theory does not apply.
         singular_values: of the signal matrix at the collapsed state, descending.
         homogeneous: whether the threshold is the one of a homogeneous activation.
-        rank: predicted number of live directions at the task's weight decay (linear and smooth), else None.
+        rank: predicted number of live directions at the task's weight decay (linear and smooth, good near λ_c), else
+            None.
         reason: why ``lambda_c`` is nan, or what it assumes.
     """
 
@@ -80,6 +85,9 @@ class Forecast(Record):
         lr: learning rate.
         batch_size: samples per step.
         collapse: threshold of the whole network, None if it has no class of units.
+        settled: full-batch steps taken on a copy before measuring, so that minibatch noise does not count as drive.
+        moved: relative change of the parameters in those steps.
+        note: why it was not settled as asked, or "".
     """
 
     classes: tuple[ClassForecast, ...]
@@ -87,6 +95,9 @@ class Forecast(Record):
     lr: float
     batch_size: int
     collapse: CollapseThreshold | None
+    settled: int
+    moved: float
+    note: str
 
 
 @dataclass(frozen=True, eq=False)

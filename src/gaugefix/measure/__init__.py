@@ -32,6 +32,8 @@ from gaugefix.measure.noise import GradientNoise as GradientNoise
 from gaugefix.measure.noise import NoiseGroup as NoiseGroup
 from gaugefix.measure.noise import gradient_noise as gradient_noise
 from gaugefix.measure.records import Record as Record
+from gaugefix.measure.settle import Settled as Settled
+from gaugefix.measure.settle import settle as settle
 from gaugefix.theory import predict_charge_step as predict_charge_step
 from gaugefix.theory import predict_layerwise_charge_step as predict_layerwise_charge_step
 from gaugefix.theory import predict_momentum_charge_step as predict_momentum_charge_step

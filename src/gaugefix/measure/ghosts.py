@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy as copying
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +14,14 @@ from torch import Tensor
 from gaugefix.measure.capture import ClassProbe, probe_classes
 from gaugefix.measure.perexample import trainable
 from gaugefix.measure.records import Record
+from gaugefix.measure.settle import first_samples
 from gaugefix.symmetry import Units
-from gaugefix.task import Batch, Task
+from gaugefix.task import Task
 from gaugefix.theory import homogeneous_pull, homogeneous_threshold, signal_matrix, smooth_threshold
 
 _N_STARTS = 8
+#: relative gain per step below which an ascent has arrived; its value is then good to about 1e-5
+_GAIN = 1e-8
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,12 +33,14 @@ class Birth(Record):
         spectrum: singular values of |slope|·E[g hᵀ], descending (slope 1 where φ has none).
         converged: whether the ascent of a homogeneous class stopped by itself; True for the others.
         reason: why κ is nan, or "".
+        direction: ``(d,)`` incoming weights of the best ghost of a homogeneous class, else None.
     """
 
     kappa: float
     spectrum: np.ndarray
     converged: bool
     reason: str
+    direction: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +83,9 @@ class Drives(Record):
         return np.asarray(np.max([np.abs(side / weight_decay - 1) for side in sides], axis=0))
 
 
-def birth_threshold(probe: ClassProbe, params: Mapping[str, Tensor], *, seed: int = 0) -> Birth:
+def birth_threshold(
+    probe: ClassProbe, params: Mapping[str, Tensor], *, seed: int = 0, near: np.ndarray | None = None
+) -> Birth:
     """Birth threshold κ: a ghost of the class grows if and only if κ > λ.
 
     ReLU and LeakyReLU: max over ‖w‖ = 1 of ‖E[g φ(w·h)]‖₂, by ascent from 20 random directions and the strongest
@@ -89,6 +96,7 @@ def birth_threshold(probe: ClassProbe, params: Mapping[str, Tensor], *, seed: in
         probe: of the class, without a reason against it.
         params: parameters, for the directions of the present units.
         seed: of the random directions.
+        near: a direction known to be nearly the best: the ascent then starts there alone.
 
     Returns:
         The threshold with the spectrum of the signal matrix.
@@ -102,11 +110,21 @@ def birth_threshold(probe: ClassProbe, params: Mapping[str, Tensor], *, seed: in
     if not activation.homogeneous:
         return Birth(np.nan, spectrum, True, f"{activation.name} has no slope at zero or does not vanish there")
     negative_slope = -float(activation.function(torch.tensor(-1.0, dtype=torch.float64)))
-    present = probe.units.rows(params, "write").double().cpu().numpy()
-    pulls = homogeneous_pull(probe.g, probe.h, present, negative_slope)
-    starts = present[np.argsort(-pulls)[:_N_STARTS]]
-    best = homogeneous_threshold(probe.g, probe.h, negative_slope=negative_slope, starts=starts, seed=seed)
-    return Birth(best.value, spectrum, best.converged, "")
+    if near is None:
+        present = probe.units.rows(params, "write").double().cpu().numpy()
+        starts = present[np.argsort(-homogeneous_pull(probe.g, probe.h, present, negative_slope))[:_N_STARTS]]
+    else:
+        starts = near[None]
+    best = homogeneous_threshold(
+        probe.g,
+        probe.h,
+        negative_slope=negative_slope,
+        starts=starts,
+        n_random=20 if near is None else 0,
+        tolerance=_GAIN,
+        seed=seed,
+    )
+    return Birth(best.value, spectrum, best.converged, "", best.direction)
 
 
 def drives(params: Mapping[str, Tensor], gradients: Mapping[str, Tensor], units: Units) -> Drives:
@@ -163,23 +181,13 @@ def collapsed_probe(
         for s in units.slices:
             p = params[s.param]
             p.copy_(s.put(p, torch.zeros_like(s.take(p))))
-    batches = list(_up_to(copy, max_samples, seed))
+    batches = list(first_samples(copy, max_samples, seed))
     collapsed = dataclasses.replace(copy, model=model, batches=lambda: batches)
     taken = {s.param for c in classes for s in c.slices}
     free = [p for k, p in trainable(model).items() if p.ndim == 1 and k not in taken]
     if free:
         _fit(collapsed, free, weight_decay)
     return probe_classes(collapsed, [units], max_samples=max_samples).classes[0], bool(free)
-
-
-def _up_to(task: Task, max_samples: int, seed: int) -> Iterator[Batch]:
-    seen = 0
-    for batch in task.batch_iter(seed):
-        yield batch
-        with torch.no_grad():
-            seen += len(task.loss(task.model, batch))
-        if seen >= max_samples:
-            return
 
 
 def _fit(task: Task, free: list[torch.nn.Parameter], weight_decay: float) -> None:
@@ -244,7 +252,7 @@ def collapse_threshold(
     decay, birth, fitted, settled = copy.weight_decay, Birth(np.nan, np.zeros(0), True, ""), False, False
     for _ in range(max_rounds):
         probe, fitted = collapsed_probe(copy, units, classes, weight_decay=decay, max_samples=max_samples, seed=seed)
-        birth = birth_threshold(probe, copy_params(copy), seed=seed)
+        birth = birth_threshold(probe, copy_params(copy), seed=seed, near=birth.direction)
         settled = not fitted or bool(abs(birth.kappa - decay) <= 1e-6 * max(decay, 1e-12))
         if settled or not np.isfinite(birth.kappa):
             break

@@ -86,7 +86,7 @@ def gradient_noise(task: Task, *, max_samples: int = 2048, seed: int = 0) -> Gra
     moments, method, count = Moments(), "", 0
     with torch.random.fork_rng(devices=[]):
         for batch in clone.batch_iter(seed):
-            ghost = method in {"", "ghost norms"} and ghost_moments(clone, batch, moments)
+            ghost = method in {"", "ghost norms"} and ghost_moments(clone, batch, moments, check=not method)
             if ghost:
                 method = "ghost norms"
             else:

@@ -84,17 +84,18 @@ def split(batch: Batch, n: int) -> Iterator[Batch]:
         yield map_tensors(lambda t, i=i: t[i : i + 1] if t.ndim and len(t) == n else t, batch)
 
 
-def ghost_moments(task: Task, batch: Batch, moments: Moments) -> bool:
+def ghost_moments(task: Task, batch: Batch, moments: Moments, *, check: bool = True) -> bool:
     """Add a batch by ghost norms: ‖Σ_t δ_t h_tᵀ‖² from Gram matrices of inputs h and output gradients δ.
 
     One forward and one backward pass; the gradients of single samples are never formed. It needs every trainable
-    parameter to be the weight or bias of an `nn.Linear` that is called once, which is verified on the batch by
-    rebuilding the mean gradient.
+    parameter to be the weight or bias of an `nn.Linear` that is called once, which ``check`` verifies by comparing
+    the gradient rebuilt from h and δ with that of autograd.
 
     Args:
         task: gives model and loss.
         batch: one batch.
         moments: what to add to.
+        check: verify on this batch; the first one of a pass is enough.
 
     Returns:
         False, with nothing added, where it does not apply.
@@ -114,21 +115,20 @@ def ghost_moments(task: Task, batch: Batch, moments: Moments) -> bool:
     if any(len(c) != 1 or c[0][0].shape[0] != n for c in calls.values()):
         return False
     outputs = [calls[name][0][1] for name in layers]
-    grads = torch.autograd.grad(losses.sum(), [*outputs, *params.values()], allow_unused=True, materialize_grads=True)
-    totals = dict(zip(params, grads[len(outputs) :], strict=True))
-    found: dict[str, Tensor] = {}
+    wanted = [*outputs, *params.values()] if check else outputs
+    grads = torch.autograd.grad(losses.sum(), wanted, allow_unused=True, materialize_grads=True)
+    found: dict[str, tuple[Tensor, Tensor]] = {}
     for (name, layer), delta in zip(layers.items(), grads, strict=False):
         h, d = calls[name][0][0].detach().reshape(n, -1, layer.in_features), delta.reshape(n, -1, layer.out_features)
         if layer.weight.requires_grad:
-            found[f"{name}.weight"] = _gram_norms(h, d)
-            if not _same(torch.einsum("nto,nti->oi", d, h), totals[f"{name}.weight"], found[f"{name}.weight"]):
-                return False
+            found[f"{name}.weight"] = d.flatten(0, 1).T @ h.flatten(0, 1), _gram_norms(h, d)
         if layer.bias is not None and layer.bias.requires_grad:
-            found[f"{name}.bias"] = d.sum(1).square().sum(1)
-            if not _same(d.sum((0, 1)), totals[f"{name}.bias"], found[f"{name}.bias"]):
-                return False
-    for name, squares in found.items():
-        moments.add(name, totals[name], squares)
+            found[f"{name}.bias"] = d.sum((0, 1)), d.sum(1).square().sum(1)
+    by_autograd = zip(params, grads[len(outputs) :], strict=False)
+    if any(not _same(found[name][0], total, found[name][1]) for name, total in by_autograd):
+        return False
+    for name, (total, squares) in found.items():
+        moments.add(name, total, squares)
     return True
 
 

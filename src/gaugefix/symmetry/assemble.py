@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import combinations
 from math import prod
 
@@ -13,6 +14,7 @@ from gaugefix.symmetry.axes import Axis
 from gaugefix.symmetry.charges import ChargeSpace, Row, Variable, rank_basis, solve_charges
 from gaugefix.symmetry.classes import AxisClass, Classes, SlotKey
 from gaugefix.symmetry.gauges import find_gauges
+from gaugefix.symmetry.generic import settle_dims
 from gaugefix.symmetry.groups import Diagonal, Permutation, Rotation, Symmetry
 from gaugefix.symmetry.symmetries import Symmetries
 from gaugefix.symmetry.units import Role, Slice, Units
@@ -29,17 +31,30 @@ def assemble(classes: Classes) -> Symmetries:
     """
     lower = classes.cells.lower
     builder = _Builder(classes)
-    symmetries = [*builder.axis_groups(), *builder.scales(), *builder.signs(), *find_gauges(classes, builder.names)]
+    gauges, notes = find_gauges(classes, builder.names)
+    symmetries = [*builder.axis_groups(), *builder.scales(), *builder.signs(), *gauges]
+    symmetries = _unique_names(symmetries)
+    symmetries, note = settle_dims(symmetries, builder.shapes)
+    notes += [note] if note else []
     params = lower.graph.params
     return Symmetries(
         tuple(symmetries),
         tuple(builder.units.values()),
         tuple(dict.fromkeys(lower.opaque)),
         sum(prod(v.shape) for v in params.values()),
-        skipped=tuple(builder.skipped),
+        skipped=tuple(notes),
         output=lower.graph.output_name,
         shapes=builder.shapes,
     )
+
+
+def _unique_names(symmetries: list[Symmetry]) -> list[Symmetry]:
+    seen: Counter[str] = Counter()
+    out = []
+    for s in symmetries:
+        seen[s.name] += 1
+        out.append(s if seen[s.name] == 1 else replace(s, name=f"{s.name} #{seen[s.name]}"))
+    return out
 
 
 def subsets(sector: frozenset[Axis]) -> list[frozenset[Axis]]:
@@ -53,7 +68,6 @@ class _Builder:
 
     def __init__(self, classes: Classes) -> None:
         self.classes = classes
-        self.skipped: list[str] = []
         self.shapes = {n: v.shape for n, v in classes.cells.lower.graph.params.items()}
         self._taken: Counter[str] = Counter()
         self.names: dict[Axis, str] = {leaf: self._name(c) for leaf, c in classes.by_leaf.items()}
@@ -286,7 +300,7 @@ class _Diagonals:
             base = ", ".join(
                 dict.fromkeys(v[0].name.rpartition(".")[0] or v[0].name for v in sorted(row, key=lambda v: place[v[0]]))
             )
-        name = builder.unique(f"{base}: {'flip signs' if self.kind == 'sign' else 'rescale'}")
+        name = f"{base}: {'flip signs' if self.kind == 'sign' else 'rescale'}"
         count = prod(sizes)
         if self.kind == "sign":
             group, dim = f"Z_2^{count}" if count > 1 else "Z_2", 0

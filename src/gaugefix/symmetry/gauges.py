@@ -5,8 +5,22 @@ from __future__ import annotations
 from gaugefix.symmetry.axes import Axis
 from gaugefix.symmetry.classes import Classes
 from gaugefix.symmetry.groups import Symmetry
+from gaugefix.symmetry.shift_group import find_shifts
+from gaugefix.symmetry.shifts import ShiftFlow
+from gaugefix.symmetry.stream import find_stream_symmetries
 
 
-def find_gauges(classes: Classes, names: dict[Axis, str]) -> list[Symmetry]:
-    """None yet."""
-    return []
+def find_gauges(classes: Classes, names: dict[Axis, str]) -> tuple[list[Symmetry], list[str]]:
+    """Every gauge of a lowered graph, with notes on what was not solved.
+
+    Args:
+        classes: the axis classes.
+        names: readable names of the classes.
+
+    Returns:
+        The symmetries and the notes.
+    """
+    flow = ShiftFlow(classes)
+    shifts, notes = find_shifts(flow, names)
+    stream = find_stream_symmetries(classes, names, {value for value, _ in flow.sources})
+    return [*shifts, *stream], notes

@@ -174,7 +174,9 @@ class Lowering:
     ) -> None:
         """State that out = scale · Σ over the other labels of the product of the factors."""
         operands = tuple(self.operand(v, g) for v, g in factors)
-        self.emit(Product(out=self.operand(out, labels), place=self._place, factors=operands, scale=scale, border=border))
+        self.emit(
+            Product(out=self.operand(out, labels), place=self._place, factors=operands, scale=scale, border=border)
+        )
 
     def sum(
         self,
@@ -185,7 +187,14 @@ class Lowering:
     ) -> None:
         """State that out = Σ coefficient · term (coefficients 1 by default), each broadcast over the labels it lacks."""
         operands = tuple(self.operand(v, g) for v, g in terms)
-        self.emit(Sum(out=self.operand(out, labels), place=self._place, terms=operands, coefficients=tuple(coefficients or [1.0] * len(operands)),))
+        self.emit(
+            Sum(
+                out=self.operand(out, labels),
+                place=self._place,
+                terms=operands,
+                coefficients=tuple(coefficients or [1.0] * len(operands)),
+            )
+        )
 
     def same(self, x: Value, out: Value, scale: float = 1.0) -> None:
         """State that out = scale · x, dimension by dimension."""

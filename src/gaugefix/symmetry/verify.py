@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from gaugefix.symmetry.generic import generic_parameters
 from gaugefix.symmetry.symmetries import Symmetries, Verification
 
 TOLERANCE = 1e-9
@@ -39,9 +40,7 @@ def laboratory_copy(model: nn.Module) -> nn.Module:
 
 
 def random_parameters(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-    """Generic parameters at which activations neither vanish nor explode.
-
-    Matrices have standard deviation 1.7/√fan_in, gains are in [0.5, 1.5], biases have standard deviation 0.3.
+    """`generic_parameters` of a module.
 
     Args:
         model: for names and shapes.
@@ -50,16 +49,7 @@ def random_parameters(model: nn.Module, generator: torch.Generator) -> dict[str,
     Returns:
         float64 tensors by name.
     """
-    out = {}
-    for name, p in model.named_parameters():
-        noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
-        if p.ndim >= 2:
-            out[name] = noise * 1.7 / math.sqrt(max(p[0].numel(), 1))
-        elif name.rpartition(".")[2] == "weight" or p.ndim == 0:  # a gain
-            out[name] = 0.5 + torch.rand(p.shape, generator=generator, dtype=torch.float64)
-        else:
-            out[name] = 0.3 * noise
-    return out
+    return generic_parameters({n: tuple(p.shape) for n, p in model.named_parameters()}, generator)
 
 
 def to_double(tree: Any) -> Any:

@@ -1,0 +1,112 @@
+"""Generic points of parameter space, and the dimension of what symmetries generate there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from gaugefix.symmetry.groups import Rotation, Symmetry
+from gaugefix.symmetry.units import Params
+
+#: entries of a generator matrix up to which dimensions are counted numerically
+MAX_ENTRIES = 50_000_000
+
+
+def generic_parameters(shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> dict[str, Tensor]:
+    """Random parameters at which activations neither vanish nor explode.
+
+    Matrices have standard deviation 1.7/√fan_in, gains are in [0.5, 1.5], biases have standard deviation 0.3.
+
+    Args:
+        shapes: by parameter name.
+        generator: source of randomness.
+
+    Returns:
+        float64 tensors by name.
+    """
+    out = {}
+    for name, shape in shapes.items():
+        noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+        if len(shape) >= 2:
+            out[name] = noise * 1.7 / math.sqrt(max(math.prod(shape[1:]), 1))
+        elif name.rpartition(".")[2] == "weight" or not shape:  # a gain
+            out[name] = 0.5 + torch.rand(shape, generator=generator, dtype=torch.float64)
+        else:
+            out[name] = 0.3 * noise
+    return out
+
+
+def generator_dims(symmetries: Iterable[Symmetry], params: Params, *, threshold: float = 1e-7) -> list[int]:
+    """How many directions each symmetry adds to those before it, measured as the rank of its generators at θ.
+
+    Args:
+        symmetries: those of the function; loss-level ones are skipped.
+        params: the point, float64.
+        threshold: relative size below which a direction counts as spanned already.
+
+    Returns:
+        One number for each function-level symmetry.
+
+    Cost: one jvp per generator and a dense factorisation; for narrow models.
+    """
+    names = list(params)
+    basis = torch.zeros(0, sum(p.numel() for p in params.values()), dtype=torch.float64)
+    dims = []
+    for s in symmetries:
+        if s.level != "function":
+            continue
+        rows = []
+        for k in range(s.n_generators):
+            field = s.generator(params, k)
+            rows.append(torch.cat([field.get(n, torch.zeros_like(params[n])).reshape(-1) for n in names]))
+        if not rows:
+            dims.append(0)
+            continue
+        fields = torch.stack(rows)
+        fields = fields / fields.norm(dim=1, keepdim=True).clamp_min(1e-300)
+        for _ in range(2):  # twice is enough
+            fields = fields - fields @ basis.T @ basis
+        _, values, directions = torch.linalg.svd(fields, full_matrices=False)
+        new = directions[values > threshold]
+        basis = torch.cat([basis, new])
+        dims.append(len(new))
+    return dims
+
+
+def settle_dims(symmetries: list[Symmetry], shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[Symmetry], str | None]:
+    """Correct the dimensions behind a bottleneck.
+
+    A general linear group on n units acts freely if the weights that write or those that read them have rank n. Wider
+    layers leave some elements without effect; then the dimensions are counted from the generators at a generic point.
+
+    Args:
+        symmetries: with dimensions that assume a free action.
+        shapes: of the parameters.
+
+    Returns:
+        The symmetries with their dimensions, and a note if they could not be settled.
+    """
+    if all(_acts_freely(s, shapes) for s in symmetries if isinstance(s, Rotation)):
+        return symmetries, None
+    entries = sum(s.n_generators for s in symmetries) * sum(math.prod(shape) for shape in shapes.values())
+    if entries > MAX_ENTRIES:
+        return (
+            symmetries,
+            "a linear layer is wider than both its neighbours: the number of directions is an upper bound",
+        )
+    dims = iter(generator_dims(symmetries, generic_parameters(shapes, torch.Generator().manual_seed(0))))
+    return [replace(s, dim=next(dims)) if s.level == "function" else s for s in symmetries], None
+
+
+def _acts_freely(s: Rotation, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    assert s.units is not None
+    columns = {1: 0, -1: 0}
+    for piece, sign in zip(s.units.slices, s.polarity, strict=True):
+        rest = math.prod(n for d, n in enumerate(shapes[piece.param]) if d != piece.dim)
+        fibers_inside = piece.index.shape[0] if any(len(p) > 1 for p in piece.others.values()) else 1
+        columns[sign] += piece.index.shape[2] * rest // fibers_inside
+    return min(columns.values()) >= s.units.size if s.orthogonal else max(columns.values()) >= s.units.size

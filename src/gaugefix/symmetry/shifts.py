@@ -1,0 +1,287 @@
+"""Shift gauges: constants added to some biases that others take back.
+
+Every parameter that is added to the data (biases, norm shifts, embeddings) may move by a constant. The constants are
+carried forward through the records; where another such parameter is added, it absorbs what arrives; a normalisation
+or a softmax removes what is constant along its axis; nothing else may see a shift. What is left is a homogeneous
+linear system for the constants, solved sector by sector like the charges.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from math import prod
+from typing import Literal
+
+from gaugefix.symmetry.axes import Axis, AxisError
+from gaugefix.symmetry.cells import Cell, JointCell, Slot
+from gaugefix.symmetry.classes import Classes
+from gaugefix.symmetry.graph import Value
+from gaugefix.symmetry.records import Cut, Label, Norm, Operand, Product, Record, Softmax, Sum
+
+Source = tuple[Value, Cell]  # a cell of a parameter that is added somewhere
+How = Literal["copy", "map", "wild"]
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """How the constant of one source arrives at a value.
+
+    Attributes:
+        how: "copy": times ``coefficient``; "map": through weights; "wild": times data.
+        coefficient: for copies.
+        slots: leaves of the cell (tokens and batch too) along which it may vary.
+    """
+
+    how: How
+    coefficient: float
+    slots: frozenset[Slot]
+
+
+Form = dict[Source, Arrival]
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """A shift that must vanish, except for what is constant along ``free`` (None: nothing is exempt).
+
+    Attributes:
+        operand: the value that must not see it.
+        form: what arrives there.
+        free: leaves of the axis along which a constant is removed.
+        dims: their dimensions in the operand.
+    """
+
+    operand: Operand
+    form: Form
+    free: frozenset[Axis] | None
+    dims: frozenset[int] = frozenset()
+
+
+@dataclass(eq=False)
+class ShiftFlow:
+    """Forward propagation of the unknown constants.
+
+    Attributes:
+        classes: of the lowered graph.
+        sources: the unknowns, each with the leaves it may depend on.
+        absorbing: source -> the sum in which it takes back what arrives.
+        absorbed: source -> what arrives there.
+        conditions: what the unknowns must satisfy.
+    """
+
+    classes: Classes
+    sources: dict[Source, frozenset[Axis]] = field(default_factory=dict)
+    absorbing: dict[Source, Sum] = field(default_factory=dict)
+    absorbed: dict[Source, Form] = field(default_factory=dict)
+    conditions: list[Condition] = field(default_factory=list)
+    _forms: dict[tuple[Value, Cell], Form] = field(default_factory=dict)
+    _stochastic: dict[Value, int] = field(default_factory=dict)  # value -> dimension along which it sums to one
+
+    def __post_init__(self) -> None:
+        """Run through the records once."""
+        lower = self.classes.cells.lower
+        self._uses = Counter(v for record in lower.records for v in _inputs(record))
+        self._zero = set(lower.zero)
+        self._shiftable = self._find_shiftable()
+        for record in lower.records:
+            try:
+                for joint in self.classes.cells.joint(record):
+                    self._step(record, joint)
+            except AxisError:
+                for operand in record.operands():
+                    self._forbid(operand)
+        for value in lower.zero:
+            self._forbid(Operand(value, {d: (d,) for d in range(value.ndim)}))
+
+    def _find_shiftable(self) -> set[Value]:
+        """Parameters that only ever enter sums with data, directly or after copies."""
+        lower, data = self.classes.cells.lower, self.classes.data
+        good: dict[Value, bool] = {}
+        for record in reversed(lower.records):
+            onward = record.out.value in data or good.get(record.out.value, False)
+            for operand in [Operand(record.whole, {})] if isinstance(record, Cut) else record.operands():
+                added = isinstance(record, Sum | Cut) or (isinstance(record, Norm) and operand is record.bias)
+                table = isinstance(record, Sum) and bool(_unlabelled_dims(operand))
+                good[operand.value] = good.get(operand.value, True) and added and (onward or table)
+        return {v for v in lower.graph.params.values() if good.get(v, False)}
+
+    def form(self, operand: Operand, cell: Cell) -> Form:
+        """What arrives at a cell of an operand; a parameter that may shift is its own unknown."""
+        key = (operand.value, cell)
+        if key not in self._forms and operand.value in self._shiftable:
+            hidden = _unlabelled_dims(operand)
+            slots = [(s, leaf) for s, leaf in self.classes.cells.slots(*key) if s[0] not in hidden]
+            self.sources[key] = frozenset(leaf for _, leaf in slots)
+            self._forms[key] = {key: Arrival("copy", 1.0, frozenset(s for s, _ in slots))}
+        return self._forms.get(key, {})
+
+    def _step(self, record: Record, joint: JointCell) -> None:
+        inputs = [self.form(o, c) for o, c in zip(joint.operands[1:], joint.cells[1:], strict=True)]
+        match record:
+            case Sum():
+                self._sum(record, joint, inputs)
+            case Cut():
+                self._cut(joint, inputs[0])
+            case Product():
+                self._product(record, joint, inputs)
+            case Norm():
+                self._condition(joint, 1, inputs[0], set(record.reduced) if record.centred else None)
+                if record.bias is not None:
+                    self._store(joint, self._carry(joint, len(joint.operands) - 1, inputs[-1]))
+            case Softmax():
+                self._condition(joint, 1, inputs[0], {record.label})
+                if not record.log:
+                    self._stochastic[record.out.value] = record.out.groups[record.label][0]
+            case _:
+                self._condition(joint, 1, inputs[0], None)
+
+    def _carry(self, joint: JointCell, i: int, form: Form, factor: float = 1.0) -> Form:
+        """A form of operand i on the slots of the output."""
+        names, target = joint.slot_names(i), {name: slot for slot, name in joint.slot_names(0).items()}
+        return {
+            source: Arrival(
+                a.how, a.coefficient * factor, frozenset(target[names[s]] for s in a.slots if names[s] in target)
+            )
+            for source, a in form.items()
+        }
+
+    def _store(self, joint: JointCell, form: Form) -> None:
+        key = (joint.operands[0].value, joint.cells[0])
+        if form:
+            self._forms[key] = _add(self._forms.get(key, {}), form)
+
+    def _sum(self, record: Sum, joint: JointCell, inputs: list[Form]) -> None:
+        own: list[tuple[int, Form]] = []
+        arriving: Form = {}
+        for i, form in enumerate(inputs):
+            carried = self._carry(joint, i + 1, form, record.coefficients[i])
+            if joint.operands[i + 1].value in self._shiftable:
+                own.append((i, carried))
+            else:
+                arriving = _add(arriving, carried)
+        for i, carried in own:
+            source = (joint.operands[i + 1].value, joint.cells[i + 1])
+            slots = carried[source].slots
+            fits = all(a.how != "wild" and a.slots <= slots for a in arriving.values())
+            if arriving and fits and self._uses[source[0]] == 1 and source not in self.absorbing:
+                self.absorbing[source] = record
+                self.absorbed[source] = arriving
+                arriving = carried
+            else:
+                arriving = _add(arriving, carried)
+        if len(record.terms) == 1:
+            self._pass_stochastic(record)
+        self._store(joint, arriving)
+
+    def _pass_stochastic(self, record: Sum) -> None:
+        term = record.terms[0]
+        dim = self._stochastic.get(term.value)
+        for label, dims in term.groups.items():
+            target = record.out.groups.get(label, ())
+            if dim is not None and dims == (dim,) and len(target) == 1:
+                self._stochastic[record.out.value] = target[0]
+
+    def _cut(self, joint: JointCell, whole: Form) -> None:
+        """A value and its part have one form; it flows from whichever side was made first."""
+        out, source = joint.operands[0], joint.operands[1]
+        if whole:
+            self._store(joint, whole)
+        else:
+            part = self.form(out, joint.cells[0])
+            if part:
+                self._forms[source.value, joint.cells[1]] = part
+
+    def _product(self, record: Product, joint: JointCell, inputs: list[Form]) -> None:
+        for i in (i for i, form in enumerate(inputs) if form):
+            if record.border:
+                self._condition(joint, i + 1, inputs[i], None)
+                continue
+            others = [o for j, o in enumerate(record.factors) if j != i]
+            contracted = self._contracted(record, joint, i)
+            constant = all(not contracted & a.slots for a in inputs[i].values())
+            if constant and self.passes_average(record, i):
+                self._store(joint, self._carry(joint, i + 1, inputs[i], record.scale))
+            elif any(o.value in self.classes.data for o in others):
+                self._store(joint, self._mix(joint, i, inputs[i], "wild"))
+            elif any(o.value in self._zero for o in others):
+                self._condition(joint, i + 1, inputs[i], None)  # a buffer, whose numbers we do not know
+            elif others or not constant:
+                self._store(joint, self._mix(joint, i, inputs[i], "map"))
+            else:  # a sum over dimensions along which it is constant
+                value, labels = record.factors[i].value, record.factors[i].groups
+                count = prod(value.shape[d] for k, g in labels.items() if k not in record.out.groups for d in g)
+                self._store(joint, self._carry(joint, i + 1, inputs[i], count * record.scale))
+
+    @staticmethod
+    def _contracted(record: Product, joint: JointCell, i: int) -> frozenset[Slot]:
+        return frozenset(s for s, (label, _) in joint.slot_names(i + 1).items() if label not in record.out.groups)
+
+    def passes_average(self, record: Product, i: int) -> bool:
+        """Whether the other factor is an attention matrix: its rows sum to one, so a constant passes through."""
+        others = [f for j, f in enumerate(record.factors) if j != i]
+        labels = [label for label in record.factors[i].groups if label not in record.out.groups]
+        if len(others) != 1 or len(labels) != 1:
+            return False
+        at = self._stochastic.get(others[0].value)
+        return at is not None and others[0].groups.get(labels[0]) == (at,)
+
+    def _mix(self, joint: JointCell, i: int, form: Form, how: How) -> Form:
+        """Times another factor: it may now vary along every slot of that factor."""
+        target = {name: slot for slot, name in joint.slot_names(0).items()}
+        names = {n for j in range(1, len(joint.operands)) if j != i + 1 for n in joint.slot_names(j).values()}
+        more = frozenset(target[n] for n in names if n in target)
+        return {
+            s: Arrival("wild" if "wild" in {how, a.how} else "map", 1.0, a.slots | more)
+            for s, a in self._carry(joint, i + 1, form).items()
+        }
+
+    # conditions
+
+    def _condition(self, joint: JointCell, i: int, form: Form, reduced: set[Label] | None) -> None:
+        """Operand i may shift only by what is constant along the reduced labels."""
+        if not form:
+            return
+        operand, cell = joint.operands[i], joint.cells[i]
+        if reduced is None:
+            self.conditions.append(Condition(operand, form, None))
+            return
+        dims = frozenset(d for label in reduced for d in operand.groups.get(label, ()))
+        parts = self.classes.cells.layout(operand.value)
+        if any(len(parts[d]) > 1 for d in dims):  # constant on one part of a concatenation only
+            self.conditions.append(Condition(operand, form, None))
+            return
+        leaves = frozenset(leaf for d in dims for leaf in parts[d][cell[d]].leaves)
+        reduced_slots = {s for s, (label, _) in joint.slot_names(i).items() if label in reduced}
+        varying = {s: a for s, a in form.items() if a.slots & reduced_slots}
+        if varying:
+            self.conditions.append(Condition(operand, varying, leaves, dims))
+
+    def _forbid(self, operand: Operand) -> None:
+        for cell in self.classes.cells.cells(operand.value):
+            form = self._forms.get((operand.value, cell), {})
+            if form:
+                self.conditions.append(Condition(operand, form, None))
+
+
+def _inputs(record: Record) -> list[Value]:
+    return [record.whole] if isinstance(record, Cut) else [o.value for o in record.operands()]
+
+
+def _unlabelled_dims(operand: Operand) -> set[int]:
+    """Dimensions that a sum reads at one data-dependent position: the rows of a table."""
+    named = {d for dims in operand.groups.values() for d in dims}
+    return {d for d in range(operand.value.ndim) if d not in named and operand.value.shape[d] != 1}
+
+
+def _add(a: Form, b: Form) -> Form:
+    out = dict(a)
+    for source, new in b.items():
+        old = out.get(source)
+        if old is None:
+            out[source] = new
+            continue
+        kinds = {old.how, new.how}
+        how: How = "wild" if "wild" in kinds else "map" if "map" in kinds else "copy"
+        out[source] = Arrival(how, old.coefficient + new.coefficient, old.slots | new.slots)
+    return {s: a for s, a in out.items() if a.how != "copy" or a.coefficient}
