@@ -6,10 +6,10 @@ import inspect
 import re
 
 from gaugefix.errors import StudyError
-from gaugefix.studies.registry import Paper, find_paper
+from gaugefix.studies.registry import Paper, find_paper, papers
 
 _ARXIV = re.compile(r"\b(\d{4}\.\d{5})\b")
-_ARTICLES = {"a", "an", "the", "on", "of", "and", "for", "in", "to", "how", "what", "when", "does", "do"}
+_STOP_WORDS = {"a", "an", "the", "on", "of", "and", "for", "in", "to", "how", "what", "when", "does", "do"}
 _LATEX = str.maketrans({"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$"})
 
 
@@ -18,7 +18,8 @@ def cite(what: object) -> str:
 
     Args:
         what: an arXiv identifier, a `Paper`, a `StudyResult`, or any object, class, function or module of this
-            package: then the ids in its ``__source__`` attribute, else those named in its docstring.
+            package: then the ids in its ``__source__`` attribute, else those named in its docstring, else in that
+            of its module.
 
     Returns:
         One entry per paper, in the order in which they are named.
@@ -48,14 +49,16 @@ def cite(what: object) -> str:
 
 
 def _sources(what: object) -> list[str]:
-    """arXiv ids that belong to an object, in order."""
+    """The arXiv ids that belong to an object, in order."""
     paper = getattr(what, "paper", None)
     if isinstance(paper, Paper):
         return [paper.id]
     owner = what if inspect.isclass(what) or inspect.isroutine(what) or inspect.ismodule(what) else type(what)
     source = getattr(what, "__source__", None) or getattr(owner, "__source__", None)
-    text = " ".join([source] if isinstance(source, str) else source) if source else inspect.getdoc(owner) or ""
-    return list(dict.fromkeys(_ARXIV.findall(text)))
+    module = inspect.getmodule(owner)
+    texts = [" ".join([source] if isinstance(source, str) else source)] if source else []
+    texts += [inspect.getdoc(owner) or "", inspect.getdoc(module) or ""]
+    return next((list(dict.fromkeys(found)) for found in map(_ARXIV.findall, texts) if found), [])
 
 
 def _bibtex(paper: Paper) -> str:
@@ -73,7 +76,13 @@ def _bibtex(paper: Paper) -> str:
 
 
 def _key(paper: Paper) -> str:
-    """Family name of the first author, year, first word of the title that says something."""
-    family = paper.authors[0].split()[-1] if paper.authors else "gaugefix"
-    words = [w for w in re.findall(r"[a-z]+", paper.title.lower()) if w not in _ARTICLES]
-    return f"{re.sub('[^a-z]', '', family.lower())}{paper.year}{words[0]}"
+    """Family name of the first author, year, the first word of the title that says something; two if one is shared."""
+    short = _candidate(paper, 1)
+    shared = any(other.id != paper.id and _candidate(other, 1) == short for other in papers())
+    return _candidate(paper, 2) if shared else short
+
+
+def _candidate(paper: Paper, n_words: int) -> str:
+    family = re.sub("[^a-z]", "", paper.authors[0].split()[-1].lower())
+    words = [w for w in re.findall(r"[a-z]+", paper.title.lower()) if w not in _STOP_WORDS]
+    return f"{family}{paper.year}{''.join(words[:n_words])}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PREDICTED = "#d1495b"
 MEASURED = "#1f4e79"
 NEUTRAL = "#8a8f98"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9.5,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
@@ -34,21 +34,22 @@ _STYLE = {
 }
 
 
-def draw_study(comparisons: Sequence[Comparison], draws: Mapping[str, Draw | None]) -> Figure:
+def draw_study(comparisons: Sequence[Comparison], draws: Mapping[str, Draw | None], columns: int = 3) -> Figure:
     """One panel per measured claim.
 
     Args:
         comparisons: claims that could not be measured get no panel.
         draws: how to draw each, by name; `draw_cells` where there is none.
+        columns: panels in a row, at most.
 
     Returns:
-        The figure; at most three panels in a row.
+        The figure.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     shown = [c for c in comparisons if c.measured.size]
-    columns = min(3, len(shown)) or 1
+    columns = min(columns, len(shown)) or 1
     rows = math.ceil(len(shown) / columns) or 1
     with rc_context(_STYLE):
         figure = Figure(figsize=(4.3 * columns, 3.6 * rows), layout="constrained")
@@ -81,6 +82,38 @@ def draw_identity(axes: Axes, comparison: Comparison) -> None:
     axes.legend()
 
 
+def draw_against(label: str, *, log: bool = False, step: bool = False) -> Draw:
+    """A panel against the curve ``x``: the curves ``grid`` and ``line`` are the prediction, else rings at the cells.
+
+    Args:
+        label: of the x axis.
+        log: logarithmic x axis.
+        step: the prediction is a staircase.
+
+    Returns:
+        A function for `Claim.draw`.
+    """
+
+    def draw(axes: Axes, comparison: Comparison) -> None:
+        curves = comparison.curves
+        if comparison.measured.min() < 0 < comparison.measured.max():
+            axes.axhline(0, color=NEUTRAL, lw=0.8)
+        if "grid" in curves:
+            lines = np.atleast_2d(curves["line"])
+            axes.plot(curves["grid"], lines.T, color=PREDICTED, lw=1.1, drawstyle="steps-post" if step else "default")
+            axes.plot([], [], color=PREDICTED, lw=1.1, label="predicted")
+        else:
+            rings(axes, curves["x"], comparison.predicted.T)
+        if "grid" in curves and len(lines) == 1:
+            errorbars(axes, curves["x"], comparison)
+        else:
+            points(axes, curves["x"], comparison.measured.T)
+        axes.set(xlabel=label, ylabel=comparison.unit, xscale="log" if log else "linear")
+        axes.legend()
+
+    return draw
+
+
 def errorbars(axes: Axes, x: np.ndarray, comparison: Comparison) -> None:
     """Measured mean ± standard error over the seeds."""
     stderr = np.nan_to_num(comparison.stderr)
@@ -88,6 +121,13 @@ def errorbars(axes: Axes, x: np.ndarray, comparison: Comparison) -> None:
     axes.errorbar(x, comparison.mean, yerr=stderr, fmt="o", ms=4.5, capsize=2.5, color=MEASURED, label=label, zorder=3)
 
 
+def points(axes: Axes, x: np.ndarray, measured: np.ndarray) -> None:
+    """Measured values of every seed, ``(cells, seeds)``."""
+    drawn = axes.plot(x, measured, "o", ms=4.5, color=MEASURED, zorder=3)
+    drawn[0].set_label("measured, each seed")
+
+
 def rings(axes: Axes, x: np.ndarray, predicted: np.ndarray) -> None:
-    """Predicted values as open rings that a measured point can sit in."""
-    axes.plot(x, predicted, "o", ms=9, mfc="none", mec=PREDICTED, mew=1.4, label="predicted", zorder=2)
+    """Predicted values as open rings that a measured point can sit in, ``(cells,)`` or ``(cells, seeds)``."""
+    drawn = axes.plot(x, predicted, "o", ms=9, mfc="none", mec=PREDICTED, mew=1.4, zorder=2)
+    drawn[0].set_label("predicted")

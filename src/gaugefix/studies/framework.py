@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -81,13 +81,13 @@ class Tolerance:
 
     def bar(self, predicted: np.ndarray) -> np.ndarray:
         """``absolute + relative·|predicted|``, in the shape of the prediction."""
-        return self.absolute + self.relative * np.abs(predicted)
+        return np.asarray(self.absolute + self.relative * np.abs(predicted))
 
     def deviation(self, predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
-        """How much is held against the bar: zero on the allowed side of an inequality, NaN where one is NaN."""
-        gap = measured - predicted
+        """How much is held against the bar: zero on the allowed side of an inequality, NaN if one is not finite."""
+        gap = np.where(np.isfinite(measured) & np.isfinite(predicted), measured - predicted, np.nan)
         if self.relation == "=":
-            return np.abs(gap)
+            return np.asarray(np.abs(gap))
         wrong_way = -gap if self.relation == ">=" else gap
         return np.where(np.isnan(gap), np.nan, np.maximum(wrong_way, 0.0))
 
@@ -169,18 +169,22 @@ class Comparison:
     @property
     def mean(self) -> Float[np.ndarray, " cells"]:
         """Measured mean over the seeds."""
-        return self.measured.mean(axis=0) if self.n_seeds else np.empty(0)
+        return np.asarray(self.measured.mean(axis=0)) if self.n_seeds else np.empty(0)
 
     @property
     def stderr(self) -> Float[np.ndarray, " cells"]:
-        """Standard error of `mean`, std/√seeds with the unbiased variance; NaN for one seed."""
+        """Standard error of the mean of measured − predicted, std/√seeds, unbiased variance; NaN for one seed.
+
+        Where the prediction is the same for all seeds this is the standard error of `mean`; where every seed has
+        data of its own, what differs because the data differ is left out.
+        """
         if self.n_seeds < 2:
             return np.full(self.measured.shape[1:], np.nan)
-        return self.measured.std(axis=0, ddof=1) / math.sqrt(self.n_seeds)
+        return np.asarray((self.measured - self.predicted).std(axis=0, ddof=1) / math.sqrt(self.n_seeds))
 
     @property
     def deviation(self) -> Float[np.ndarray, " cells"]:
-        """What is held against `bar` in each cell: the worst seed, or the mean over the seeds."""
+        """What is held against `bar` in each cell, of the worst seed or of the mean over the seeds."""
         if not self.n_seeds:
             return np.empty(0)
         return self._worst_seed()[0]
@@ -204,7 +208,7 @@ class Comparison:
     @property
     def cell_passed(self) -> np.ndarray:
         """Whether each cell is within its bar, ``(cells,)`` bool; NaN is not."""
-        return self.deviation <= self.bar
+        return np.asarray(self.deviation <= self.bar)
 
     @property
     def passed(self) -> bool:
@@ -292,6 +296,11 @@ def compare(claim: Claim, evidence: Evidence, seconds: float = 0.0, *, n_seeds: 
         curves={name: np.asarray(values, dtype=float) for name, values in evidence.curves.items()},
         seconds=seconds,
     )
+
+
+def labels(name: str, values: Iterable[float]) -> tuple[str, ...]:
+    """Labels of cells, ``("λ = 0.1", "λ = 0.2")``."""
+    return tuple(f"{name} = {value:g}" for value in values)
 
 
 def _plain(values: np.ndarray) -> list[Any]:

@@ -82,7 +82,7 @@ class Study:
 
     @property
     def source(self) -> str:
-        """Text of that module; a stored result is reused only while it is unchanged."""
+        """Text of that module."""
         return Path(inspect.getfile(inspect.unwrap(self.list_claims))).read_text(encoding="utf-8")
 
 
@@ -107,7 +107,9 @@ def study(id: str, *, missing: tuple[str, ...] = ()) -> Callable[[Callable[[], t
 
     def register(list_claims: Callable[[], tuple[Claim, ...]]) -> Study:
         if id in _STUDIES:
-            raise StudyError(f"{id} has a study already, in {_STUDIES[id].module}; {list_claims.__module__} is another.")
+            raise StudyError(
+                f"{id} has a study already, in {_STUDIES[id].module}; {list_claims.__module__} is another."
+            )
         doc = inspect.getdoc(inspect.getmodule(list_claims)) or ""
         _STUDIES[id] = Study(id, list_claims, missing, doc)
         return _STUDIES[id]

@@ -32,7 +32,7 @@ class StudyResult:
         setting: seeds and size of the run.
         comparisons: one per claim, those that failed or crashed too.
         environment: versions that the numbers were made with.
-        source_hash: of the study's file.
+        source_hash: of the study's file and of the package.
     """
 
     paper: Paper
@@ -101,15 +101,18 @@ class StudyResult:
         console.print(self)
         return console.export_html(inline_styles=True, code_format='<pre style="line-height:1.3">{code}</pre>')
 
-    def figure(self) -> Figure:
+    def figure(self, columns: int = 3) -> Figure:
         """One panel per claim that could be measured: predicted as lines, measured as points with error bars.
+
+        Args:
+            columns: panels in a row.
 
         Returns:
             A matplotlib figure (needs the extra ``gaugefix[examples]``); it is not registered with pyplot.
         """
         from gaugefix.studies.figures import draw_study
 
-        return draw_study(self.comparisons, {c.name: c.draw for c in self.study.claims})
+        return draw_study(self.comparisons, {c.name: c.draw for c in self.study.claims}, columns)
 
     def save(self, out: Path | str, *, figure: bool = True) -> tuple[Path, ...]:
         """Write ``<id>.json`` and, if asked, ``<id>.svg`` and ``<id>.png`` into a folder, each whole or not at all.
@@ -133,12 +136,12 @@ class StudyResult:
 
 
 def stored_comparisons(path: Path, setting: Setting, source_hash: str) -> dict[str, Comparison]:
-    """Claims of an earlier run that need not run again: they passed, with the same setting, file and version.
+    """Claims of an earlier run that need not run again: they passed, with the same setting and code.
 
     Args:
         path: the JSON file of the earlier run; may be missing or damaged.
         setting: of this run.
-        source_hash: of the study's file now.
+        source_hash: of the code now.
 
     Returns:
         Comparisons by name of the claim; empty if nothing can be used.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ def reproduce(
     full: bool = False,
     seeds: int = 3,
     out: Path | str | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> StudyResult:
     """Run the study of a paper and compare what it predicts with what is measured.
 
@@ -34,8 +36,9 @@ def reproduce(
         full: the sizes of the paper instead of the quick ones (≤ 60 s on two cores).
         seeds: every claim is measured for seeds 0, …, seeds − 1; three or more give an error bar worth the name.
         out: folder for ``<id>.json``, ``.svg`` and ``.png``, written after every claim. A later run with the same
-            setting and an unchanged study takes over the claims that passed.
-        progress: called with ``(claims done, claims in all, name of the next claim)``, at the end with "".
+            setting and the same code takes over the claims that passed.
+        progress: True for a progress bar on standard error, or a function that is called with
+            ``(claims done, claims in all, name of the next claim)``, at the end with "".
 
     Returns:
         The result; look at ``.passed``, print ``.table()``, draw ``.figure()``.
@@ -52,7 +55,11 @@ def reproduce(
     study = find_study(id)
     if not isinstance(seeds, int) or seeds < 1:
         raise StudyError(f"seeds must be an integer >= 1, got {seeds!r}; the default is 3.")
-    return run_study(study, Setting(tuple(range(seeds)), full), out=out, progress=progress)
+    setting = Setting(tuple(range(seeds)), full)
+    if progress is True:
+        with _progress_bar() as bar:
+            return run_study(study, setting, out=out, progress=bar)
+    return run_study(study, setting, out=out, progress=progress or None)
 
 
 def run_study(
@@ -70,7 +77,7 @@ def run_study(
         The result.
     """
     claims, paper = study.claims, find_paper(study.id)
-    source_hash = hashlib.sha256(study.source.encode()).hexdigest()[:16]
+    source_hash = hashlib.sha256(_package_source() + study.source.encode()).hexdigest()[:16]
     kept = stored_comparisons(Path(out) / f"{study.id}.json", setting, source_hash) if out is not None else {}
     comparisons: list[Comparison] = []
     result = StudyResult(paper, study, setting, (), _environment(), source_hash)
@@ -118,6 +125,24 @@ def run_claim(claim: Claim, setting: Setting) -> Comparison:
     finally:
         np.random.set_state(numpy_state)  # noqa: NPY002
         torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Progress]:
+    """A bar on standard error that disappears when the study is done."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, name: bar.update(task, completed=done, total=total, description=name)
+
+
+@cache
+def _package_source() -> bytes:
+    """All code that a measurement can depend on."""
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return b"".join(file.read_bytes() for file in files)
 
 
 def _environment() -> dict[str, str]:

@@ -1,23 +1,27 @@
-"""A study as a rich table: per claim the verdict and the statement, per cell predicted, measured and the bar."""
+"""A study as text: per claim the verdict, the statement and the bar; per cell predicted, measured and how far apart."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich import box
 from rich.console import Group
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from gaugefix.studies.framework import Comparison
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from gaugefix.studies.results import StudyResult
+
+_COLUMNS = {"cell": 20, "predicted": 12, "measured": 20, "deviation": 11, "bar": 9}
 
 
 def study_table(result: StudyResult, max_cells: int) -> Group:
-    """Title, one table, one line of verdict.
+    """Title, the claims one below the other, one line of verdict.
 
     Args:
         result: what to show.
@@ -26,46 +30,54 @@ def study_table(result: StudyResult, max_cells: int) -> Group:
     Returns:
         A rich renderable.
     """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=False)
-    table.add_column("claim", overflow="fold", ratio=1)
-    for name in ("predicted", "measured", "deviation", "tolerance"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", justify="center", no_wrap=True)
-    for comparison in result.comparisons:
-        _add_claim(table, comparison, max_cells)
-    title = Text.assemble((result.paper.title, "bold"), f"  arXiv {result.paper.id}")
-    return Group(title, Text(), table, _verdict(result))
+    title = Text.assemble((result.paper.title, "bold"), f"  arXiv {result.paper.id}\n")
+    claims = [part for comparison in result.comparisons for part in _claim(comparison, max_cells)]
+    return Group(title, *claims, _verdict(result))
 
 
-def _add_claim(table: Table, comparison: Comparison, max_cells: int) -> None:
-    """The statement, then one row per cell."""
-    mark = Text("✓", "green") if comparison.passed else Text("✗", "bold red")
-    table.add_row(Text(comparison.statement, "bold"), "", "", "", str(comparison.tolerance), mark)
+def _claim(comparison: Comparison, max_cells: int) -> list[RenderableType]:
+    """Statement, tolerance with its reason, then one row per cell or the reason why there is none."""
+    mark = ("✓ ", "bold green") if comparison.passed else ("✗ ", "bold red")
+    head = Padding(Text.assemble(mark, (comparison.statement, "bold")), (0, 0, 0, 0))
+    tolerance = comparison.tolerance
+    parts: list[RenderableType] = [
+        head,
+        Padding(Text(f"tolerance {tolerance}: {tolerance.reason}", "dim"), (0, 0, 0, 2)),
+    ]
     if comparison.error is not None:
-        table.add_row(Text(f"could not be measured: {comparison.error}", "red"), "", "", "", "", "")
+        parts.append(Padding(Text(f"could not be measured: {comparison.error}", "red"), (0, 0, 0, 2)))
+    elif comparison.measured.size:
+        parts.append(Padding(_cells(comparison, max_cells), (0, 0, 0, 2)))
+    return [*parts, Text()]
+
+
+def _cells(comparison: Comparison, max_cells: int) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name, width in _COLUMNS.items():
+        head = comparison.unit if name == "cell" else name
+        table.add_column(head, min_width=width, justify="left" if name == "cell" else "right", overflow="fold")
+    table.add_column("")
     shown = cells_to_show(comparison, max_cells)
+    deviation, bar, passed = comparison.deviation, comparison.bar, comparison.cell_passed
     for i in shown:
-        ok = bool(comparison.cell_passed[i])
         table.add_row(
-            f"  {comparison.cells[i]}",
+            comparison.cells[i],
             number(comparison.predicted[:, i].mean()),
             measured(comparison, i),
-            f"{comparison.deviation[i]:.1e}",
-            f"{comparison.bar[i]:.1e}",
-            Text() if ok else Text("✗", "bold red"),
+            f"{deviation[i]:.1e}",
+            f"{bar[i]:.1e}",
+            Text() if passed[i] else Text("✗", "bold red"),
         )
-    hidden = len(comparison.cells) - len(shown)
-    if hidden:
-        table.add_row(Text(f"  and {hidden} cells nearer to their predictions", "dim"), "", "", "", "", "")
-    table.add_section()
+    if hidden := len(comparison.cells) - len(shown):
+        table.add_row(Text(f"and {hidden} more, all nearer", "dim"))
+    return table
 
 
 def _verdict(result: StudyResult) -> Text:
-    passed = sum(c.passed for c in result.comparisons)
-    counted = f"{passed} of {len(result.comparisons)} claims hold"
+    held = sum(c.passed for c in result.comparisons)
     seeds, size = len(result.setting.seeds), "full" if result.setting.full else "quick"
     text = Text.assemble(
-        (counted, "bold green" if result.passed else "bold red"),
+        (f"{held} of {len(result.comparisons)} claims hold", "bold green" if result.passed else "bold red"),
         f" over {seeds} {'seed' if seeds == 1 else 'seeds'} ({size} setting, {result.seconds:.1f} s).",
     )
     for claim in result.study.missing:
@@ -88,6 +100,6 @@ def number(value: float) -> str:
 
 
 def measured(comparison: Comparison, cell: int) -> str:
-    """Mean ± standard error over the seeds; the error is left out when all seeds agree exactly."""
-    mean, stderr = number(comparison.mean[cell]), comparison.stderr[cell]
-    return f"{mean} ± {stderr:.1g}" if stderr > 0 else mean
+    """Mean ± standard error over the seeds; the error is left out when it is zero to rounding."""
+    mean, stderr = comparison.mean[cell], comparison.stderr[cell]
+    return f"{number(mean)} ± {stderr:.1g}" if stderr > 1e-13 * max(1.0, abs(mean)) else number(mean)

@@ -10,7 +10,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 
-def gram_spectrum(target: Float[np.ndarray, "*batch n"], weight_decay: float) -> Float[np.ndarray, "*batch n"]:
+def gram_spectrum(
+    target: Float[np.ndarray, "*batch n"], weight_decay: Float[np.ndarray, "*batch 1"] | float
+) -> Float[np.ndarray, "*batch n"]:
     """Eigenvalues of WᵀW at the global minimum, max(m − λ, 0): a soft threshold, as of the nuclear norm.
 
     Args:
@@ -29,7 +31,9 @@ def gram_spectrum(target: Float[np.ndarray, "*batch n"], weight_decay: float) ->
     return np.maximum(np.asarray(target) - weight_decay, 0.0)
 
 
-def gram_rank(target: Float[np.ndarray, "*batch n"], weight_decay: float) -> Int[np.ndarray, "*batch"]:
+def gram_rank(
+    target: Float[np.ndarray, "*batch n"], weight_decay: Float[np.ndarray, "*batch 1"] | float
+) -> Int[np.ndarray, "*batch"]:
     """Rank of W at the global minimum, the number of eigenvalues of M above λ.
 
     Args:

@@ -12,9 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float
-from scipy.integrate import quad
-from scipy.optimize import brentq
-from scipy.special import dawsn
+
+from gaugefix.theory.mirror_plane import growth_rates
 
 _LOG_MOMENT_AT_ZERO = -(np.euler_gamma + math.log(2)) / 2  # E log|ξ| of a standard normal
 
@@ -36,8 +35,7 @@ def lyapunov_exponent(curvatures: Float[np.ndarray, " n"], lr: float, weight_dec
         >>> lyapunov_exponent(np.array([-1.0, 1.0]), lr=0.5)  # zero on average, and yet it shrinks
         -0.1438...
     """
-    with np.errstate(divide="ignore"):
-        return float(np.log(np.abs(1 - lr * (np.asarray(curvatures) + weight_decay))).mean())
+    return float(growth_rates(np.asarray(curvatures), lr=lr, weight_decay=weight_decay).mean())
 
 
 def critical_lr_estimate(mean: float, second_moment: float) -> float:
@@ -76,9 +74,11 @@ def critical_lr(exponent: Callable[[float], float], low: float, high: float) -> 
     Source: arXiv 2309.16932, collapse by gradient noise.
 
     Example:
-        >>> critical_lr(lambda lr: lr * (lr - 0.5), 0.1, 2.0)
-        0.5...
+        >>> round(critical_lr(lambda lr: lr * (lr - 0.5), 0.1, 2.0), 9)
+        0.5
     """
+    from scipy.optimize import brentq  # late: slow to import
+
     if exponent(low) * exponent(high) > 0:
         raise ValueError(f"The exponent has the same sign at lr = {low:g} and {high:g}; give a bracket of its root.")
     return float(brentq(exponent, low, high, xtol=1e-12))
@@ -104,6 +104,7 @@ def gaussian_regression_exponent(slope: float, lr: float, noise: float = 1.0) ->
         >>> gaussian_regression_exponent(0.12, 0.05) > 0 > gaussian_regression_exponent(0.12, 0.2)
         True
     """
+    from scipy.integrate import quad  # late: slow to import
 
     def mean_over_noise(x: float) -> float:
         mean, scale = 1 + 2 * lr * slope * x * x, 2 * lr * noise * x
@@ -115,6 +116,9 @@ def gaussian_regression_exponent(slope: float, lr: float, noise: float = 1.0) ->
 
 def _gaussian_log_moment(m: float) -> float:
     """E log|ξ + m| of a standard normal ξ, for m ≥ 0; asymptotic where Dawson's integral would be long."""
+    from scipy.integrate import quad
+    from scipy.special import dawsn
+
     if m > 50:
         return math.log(m) - 1 / (2 * m**2) - 3 / (4 * m**4)
     return float(_LOG_MOMENT_AT_ZERO + 2 * quad(dawsn, 0, m / math.sqrt(2), epsabs=1e-12)[0])

@@ -13,10 +13,10 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-Numbers = Float[np.ndarray, "..."] | float
+Numbers = Float[np.ndarray, "*shape"] | float
 
 
-def product_minimum(a: Numbers, b: Numbers, weight_decay: Numbers) -> Float[np.ndarray, "..."]:
+def product_minimum(a: Numbers, b: Numbers, weight_decay: Numbers) -> Float[np.ndarray, "*shape"]:
     """The product uw at the global minimum, sign(b)·max(|b| − λ/2, 0)/a.
 
     Args:
@@ -43,7 +43,7 @@ def product_minimum(a: Numbers, b: Numbers, weight_decay: Numbers) -> Float[np.n
     return np.sign(b) * np.maximum(np.abs(b) - np.asarray(weight_decay) / 2, 0.0) / a
 
 
-def product_growth(b: Numbers, lr: float, weight_decay: Numbers) -> Float[np.ndarray, "..."]:
+def product_growth(b: Numbers, lr: float, weight_decay: Numbers) -> Float[np.ndarray, "*shape"]:
     """Factor by which one step of gradient descent multiplies a small mode, 1 + lr·(2|b| − λ).
 
     The mode is u = ±w with the sign of b. Below 1 the origin attracts: λ_c = 2|b|.
@@ -65,7 +65,7 @@ def product_growth(b: Numbers, lr: float, weight_decay: Numbers) -> Float[np.nda
     return np.asarray(1 + lr * (2 * np.abs(b) - np.asarray(weight_decay)))
 
 
-def relearning_slope(decay: Numbers, growth: Numbers) -> Float[np.ndarray, "..."]:
+def relearning_slope(decay: Numbers, growth: Numbers) -> Float[np.ndarray, "*shape"]:
     """Extra steps of relearning per step spent collapsing, |log decay| / log growth.
 
     A mode that shrank by the factor ``decay`` per step for T₁ steps and then grows by ``growth`` per step needs

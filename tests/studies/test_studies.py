@@ -1,0 +1,69 @@
+"""Every registered study holds in the quick setting."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from gaugefix.studies import Setting, papers, reproduce
+from gaugefix.studies import symmetry_constraint as root
+from gaugefix.studies.registry import find_study
+from gaugefix.studies.runner import run_claim
+
+LONG: set[str] = set()  # "id claim" of claims that take more than 20 s
+
+CLAIMS = [
+    pytest.param(
+        paper.id,
+        claim,
+        id=f"{paper.id} {claim.name}",
+        marks=[pytest.mark.slow] * (f"{paper.id} {claim.name}" in LONG),
+    )
+    for paper in papers()
+    if paper.study
+    for claim in find_study(paper.id).claims
+]
+
+
+@pytest.mark.parametrize(("id", "claim"), CLAIMS)
+def test_claim_holds(id, claim):
+    result = run_claim(claim, Setting())
+    assert result.n_seeds >= 3
+    assert result.passed, reproduce_hint(id, result)
+
+
+def reproduce_hint(id, result):
+    worst = int(np.argmax(result.deviation - result.bar)) if result.error is None else None
+    return result.error or f"{id}: {result.cells[worst]} deviates by {result.deviation[worst]:.3g}"
+
+
+def test_twin_rates_of_the_first_seed_are_the_known_ones():
+    """λ_min(H_O) at seed 0, computed once with a program of its own."""
+    curvature = np.array([-0.3261552, -0.2310311, -0.0934727, -0.0141199, -0.1589954])
+    decay = np.array(root.TWIN_DECAYS)
+    evidence = root.twin_growth_rates(Setting((0,)))
+    assert evidence.predicted[0] == pytest.approx([math.log(1 - root.TWIN_LR * s) for s in curvature + decay], abs=1e-6)
+
+
+def test_a_wrong_theory_is_found_out(monkeypatch):
+    """Each claim can fail: leave the weight decay or the factor 2 out of the prediction."""
+    right = root.product_minimum
+    monkeypatch.setattr(root, "product_minimum", lambda a, b, decay: right(a, b, 2 * np.asarray(decay)))
+    monkeypatch.setattr(root, "growth_rates", lambda h, lr, weight_decay: np.log(np.abs(1 - lr * h)))
+    monkeypatch.setattr(root, "gram_rank", lambda m, decay: np.asarray((m > 2 * decay).sum(-1)))
+    monkeypatch.setattr(root, "gram_spectrum", lambda m, decay: np.maximum(m - 2 * decay, 0))
+    for claim in find_study("2309.16932").claims:
+        if claim.name in {"growth-rate", "soft-threshold", "rank", "spectrum"}:
+            assert not run_claim(claim, Setting((0,))).passed, claim.name
+
+
+def test_reproduce_writes_what_it_returns(tmp_path):
+    result = reproduce("2309.16932", seeds=1, out=tmp_path)
+    assert (tmp_path / "2309.16932.json").read_text() == result.to_json() + "\n"
+    assert (tmp_path / "2309.16932.svg").read_text().lstrip().startswith("<?xml")
+    assert (tmp_path / "2309.16932.png").read_bytes().startswith(b"\x89PNG")
+    assert result.passed
+    assert result.paper.status == "partial"
+    assert "6 of 6 claims hold over 1 seed" in result.table()
