@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import gaugefix.audit as module
 from gaugefix.advice import Advice, advise
 from gaugefix.audit import Audit, audit
 from gaugefix.errors import ConvergenceWarning, MeasurementError, TaskError
@@ -21,6 +21,8 @@ from gaugefix.forecast import Certificate, ClassForecast, CollapseThreshold, For
 from gaugefix.measure import ChargeReport, CollapseReport, GradientNoise, NoiseGroup, UnitBalance, UnitCollapse
 from gaugefix.symmetry import OpaqueOp, Slice, Symmetries, Units, Verification
 from gaugefix.task import Task
+
+module = importlib.import_module("gaugefix.audit")  # `gaugefix.audit` is the function
 
 
 def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -205,7 +207,24 @@ class TestBoundary:
 
 def collapse_of(**changes: Any) -> CollapseReport:
     healthy = UnitCollapse(
-        "fc", 4, 1, "relu", "hidden", np.ones(4), (), (), 4, (), 3.5, 4, 4, np.ones(4), (0, 1), 0.3, 1e-3, "healthy"
+        name="fc",
+        size=4,
+        fibers=1,
+        activation="relu",
+        kind="hidden",
+        norms=np.ones(4),
+        dead=(),
+        duplicates=(),
+        distinct=4,
+        inactive=(),
+        effective_rank=3.5,
+        numerical_rank=4,
+        max_rank=4,
+        spectrum=np.ones(4),
+        nearest_pair=(0, 1),
+        nearest_distance=0.3,
+        tolerance=1e-3,
+        verdict="healthy",
     )
     unit = replace(healthy, **changes)
     return CollapseReport((unit,), len(unit.dead), len(unit.norms) - len(unit.dead) - unit.distinct, len(unit.norms))
@@ -213,10 +232,26 @@ def collapse_of(**changes: Any) -> CollapseReport:
 
 def forecast_of(threshold: float = float("nan"), **changes: Any) -> Forecast:
     calm = ClassForecast(
-        "fc", 4, 4, 0.01, 0.01, 1.0, np.full(4, 0.01), np.ones(3), 0.0, "", 0.0, (), 0.1, None, True, ""
+        name="fc",
+        size=4,
+        alive=4,
+        kappa=0.01,
+        weight_decay=0.01,
+        headroom=1.0,
+        drives=np.full(4, 0.01),
+        growth=np.zeros(4),
+        spectrum=np.ones(3),
+        residual=0.0,
+        verdict="",
+        rate=0.0,
+        dying=(),
+        critical_weight_decay=0.1,
+        predicted_rank=None,
+        valid=True,
+        reason="",
     )
     item = replace(calm, **changes)
-    return Forecast((item,), 0.01, 0.1, 16, CollapseThreshold(threshold, np.ones(3), True, None, ""))
+    return Forecast((item,), 0.01, 0.1, 16, CollapseThreshold(threshold, np.ones(3), True, None, ""), 0, 0.0, "")
 
 
 def units(size: int = 4) -> Symmetries:
@@ -280,6 +315,13 @@ class TestAdvice:
     )
     def test_width(self, verdict: str, words: str) -> None:
         assert words in only(forecast=forecast_of(verdict=verdict)).finding
+
+    def test_a_layer_that_wants_units_should_use_its_spare_ones_first(self) -> None:
+        found = advise(
+            units(), collapse_of(dead=(3,), distinct=3), None, None, forecast_of(verdict="wants more width"), None
+        )
+        assert "re-initialise its 1 spare unit at" in found[-1].action
+        assert "widen the layer" in only(forecast=forecast_of(verdict="wants more width")).action
 
     def test_a_certificate_speaks_for_all_layers_at_once(self) -> None:
         proof = Certificate(0.0101, 0.01, 0.004, True, "fc", (), "")

@@ -73,10 +73,11 @@ def advise(
         out += _redundant(unit, _entries(by_name.get(unit.name), symmetries.shapes), predicted.get(unit.name))
         out += _low_rank(unit)
     out += _wide_enough(certificate)
+    spare = {u.name: len(u.norms) - u.distinct for u in collapse.units} if collapse else {}
     for item in forecast.classes if forecast else ():
         out += _dying(item)
         if certificate is None or not certificate.saturated:
-            out += _width(item)
+            out += _width(item, spare.get(item.name, 0))
         out += _no_verdict(item)
     if forecast:
         out += _threshold(forecast, collapse)
@@ -172,8 +173,8 @@ def _wide_enough(certificate: Certificate | None) -> Iterator[Advice]:
     )
 
 
-def _width(item: ClassForecast) -> Iterator[Advice]:
-    """Whether the class is wide enough."""
+def _width(item: ClassForecast, spare: int) -> Iterator[Advice]:
+    """Whether the class is wide enough; ``spare`` of its units are dead or copies."""
     if not item.valid or not np.isfinite(item.headroom):
         return
     evidence = f"κ/λ = {item.headroom:.3f} (κ = {_n(item.kappa)}, λ = {_n(item.weight_decay)})."
@@ -186,17 +187,16 @@ def _width(item: ClassForecast) -> Iterator[Advice]:
             "Do not widen it. To use more units, lower the weight decay.",
         )
     elif item.verdict in {"wants more width", "would be reborn"}:
-        finding = (
-            f"A new small unit in layer {item.name} would grow."
-            if item.verdict == "wants more width"
-            else f"The dead units of layer {item.name} can come back."
-        )
+        reborn = item.verdict == "would be reborn"
+        use = f"re-initialise its {spare} spare unit{'s' * (spare > 1)} at a small size" if spare else "widen the layer"
         yield Advice(
             "info",
             item.name,
-            finding,
+            f"The dead units of layer {item.name} can come back."
+            if reborn
+            else f"A new small unit in layer {item.name} would grow.",
             f"{evidence} Growth rate κ − λ = {_n(item.rate)} per unit of learning rate × steps.",
-            "Widen the layer if accuracy matters more than size, or re-initialise its dead units at a small size.",
+            f"If accuracy matters more than size, {use} and train on.",
         )
 
 

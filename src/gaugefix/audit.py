@@ -239,6 +239,8 @@ def _measure(
     else:
         collapse = charges = prediction = proof = None
         boundary.skip("collapse, charges, forecast", "no class of hidden units was found")
+    if prediction is not None and prediction.note:
+        boundary.notes.append(f"forecast: {prediction.note}")
     noise = run("noise", lambda: gradient_noise(task, seed=seed))
     metric = _metric(task, boundary)
     extra = _full(task, symmetries, boundary, seed) if level == "full" else {}

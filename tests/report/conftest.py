@@ -70,6 +70,7 @@ def make_forecast(name: str, n: int = 16) -> ClassForecast:
         weight_decay=0.01,
         headroom=0.82,
         drives=drives,
+        growth=drives - 0.01,
         spectrum=np.geomspace(0.1, 1e-4, 8),
         residual=0.012,
         verdict="dead stays dead",
@@ -106,6 +107,9 @@ def make_audit(names: tuple[str, ...] = NAMES, n: int = 16) -> Audit:
         0.1,
         32,
         CollapseThreshold(0.047, np.geomspace(0.1, 1e-3, 8), True, None, "one hidden layer"),
+        settled=100,
+        moved=0.02,
+        note="",
     )
     charges = ChargeReport(balances, laws)
     certificate = Certificate(0.0082, 0.01, 0.012, False, names[0], (), "not stationary")

@@ -105,7 +105,7 @@ def _forecast_row(row: int, item: Mapping[str, Any]) -> Iterator[dict[str, Any]]
         }
     for key, label, symbol, color in (
         ("kappa", "birth threshold κ", "diamond", "var:--accent"),
-        ("critical_weight_decay", "critical λ_c of the layer", "x", "var:--dead"),
+        ("critical_weight_decay", "critical λ<sub>c</sub> of the layer", "x", "var:--dead"),
     ):
         value = item[key]
         if value is not None and value > _SMALLEST:

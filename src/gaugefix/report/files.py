@@ -25,7 +25,7 @@ def write_text(path: str | Path, text: str) -> Path:
         >>> write_text("/dev/null/audit.html", "text")
         Traceback (most recent call last):
         ...
-        gaugefix.errors.ReportError: Cannot write /dev/null/audit.html: Not a directory. Choose another folder.
+        gaugefix.errors.ReportError: Cannot write /dev/null/audit.html: ... Choose another folder.
     """
     target = Path(path).expanduser().absolute()
     try:
