@@ -51,8 +51,8 @@ def flat_directions(
 ) -> FlatDirections:
     """P − rank J, with J = ∂f(x_i; θ)/∂θ stacked over random inputs x_i, in float64 at a generic θ.
 
-    Inputs are drawn anew until J has 1.2 P rows (600 at least): floating inputs from N(0, 1), integer inputs uniformly from the range
-    seen in the example.
+    Inputs are drawn anew until J has 1.2 P rows (600 at least): floating inputs from N(0, 1), integer inputs
+    uniformly from the range seen in the example.
 
     Args:
         model: any module; a copy is used.

@@ -108,7 +108,7 @@ class Classes:
         for leaf in self.cells.active:
             self.by_leaf[leaf] = AxisClass(leaf, self.cells.fibers.get(leaf, frozenset()))
         params = set(lower.graph.params.values())
-        self.data = {v for v in lower.values if v.kind == "input"}
+        self.data = {v for v in lower.values if v.kind == "input"}  # what only buffers enter is no data
         for record in lower.records:
             sources = [record.whole] if isinstance(record, Cut) else [o.value for o in record.operands()]
             if any(v in self.data for v in sources):

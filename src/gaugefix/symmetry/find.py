@@ -12,6 +12,7 @@ from gaugefix.symmetry.cells import Cells
 from gaugefix.symmetry.classes import Classes
 from gaugefix.symmetry.graph import trace
 from gaugefix.symmetry.lowering import Lowering
+from gaugefix.symmetry.patterns import recognise
 from gaugefix.symmetry.symmetries import Symmetries
 from gaugefix.symmetry.verify import verify_symmetries
 
@@ -61,7 +62,7 @@ def find_symmetries(
         >>> [s.group for s in found], found.flat_dim, found.verified
         (['S_6', 'R+^6', 'S_5', 'R+^5'], 11, True)
     """
-    graph = trace(model, args, kwargs)
+    graph = recognise(trace(model, args, kwargs))
     lower = Lowering(graph).run()
     classes = Classes(Cells(lower))
     found = assemble(classes)

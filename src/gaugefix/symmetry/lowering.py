@@ -73,10 +73,14 @@ class Lowering:
         for op in self.graph.ops:
             for v in op.values():
                 self.consumers.setdefault(v, []).append(op)
-        for v in self.graph.inputs:
-            self._freeze(v)
+        live = set(self.graph.params.values())
         for op in self.graph.ops:
             self._place = op.place
+            if live.isdisjoint(op.values()):  # data: no parameter in it
+                for v in op.outputs:
+                    v.kind = "input" if any(a.kind == "input" for a in op.values()) else "const"
+                continue
+            live |= set(op.outputs)
             try:
                 self._lower(op)
             except AxisError as error:
@@ -87,8 +91,6 @@ class Lowering:
         return self
 
     def _lower(self, op: Op) -> None:
-        if not any(v.is_float for v in op.outputs) and not any(v.is_float for v in op.values()):
-            return  # index and mask arithmetic never depends on parameters
         rule = RULES.get(op.name)
         if rule is None:
             self.give_up(op, "no rule for this operation")
@@ -98,10 +100,10 @@ class Lowering:
     # values and axes
 
     def axes(self, value: Value) -> list[Axis]:
-        """The axes of a value; those of buffers and constants are pinned."""
+        """The axes of a value; those of data, buffers and constants are pinned."""
         if value not in self._axes:
             self._axes[value] = [Axis(n) for n in value.shape]
-            if value.kind in {"buffer", "const"} or not value.is_float:
+            if value.kind in {"input", "buffer", "const"} or not value.is_float:
                 self._freeze(value)
         return self._axes[value]
 
@@ -115,8 +117,8 @@ class Lowering:
         self._axes[value] = list(axes)
 
     def use(self, value: Value) -> Value:
-        """A buffer or constant under a fresh name, so that one table read twice does not tie its readers."""
-        if value.kind in {"buffer", "const"} or (value.kind == "input" and value not in self._axes):
+        """Data, a buffer or a constant under a fresh name, so that one table read twice does not tie its readers."""
+        if value.kind in {"input", "buffer", "const"} and not value.name.endswith("'"):
             return self.temp(value.shape, f"{value.name}'", kind=value.kind)
         return value
 
@@ -185,7 +187,7 @@ class Lowering:
         labels: Mapping[Label, int | tuple[int, ...]],
         coefficients: Sequence[float] | None = None,
     ) -> None:
-        """State that out = Σ coefficient · term (coefficients 1 by default), each broadcast over the labels it lacks."""
+        """State that out = Σ coefficient · term (coefficients default to 1), broadcast over the labels a term lacks."""
         operands = tuple(self.operand(v, g) for v, g in terms)
         self.emit(
             Sum(
@@ -201,7 +203,14 @@ class Lowering:
         self.sum([(x, aligned(x, out))], out, aligned(out, out), [scale])
 
     def pointwise(
-        self, x: Value, out: Value, name: str, *, degree: float | None = None, parity: str | None = None
+        self,
+        x: Value,
+        out: Value,
+        name: str,
+        *,
+        degree: float | None = None,
+        parity: str | None = None,
+        translates: bool = False,
     ) -> None:
         """State that out = φ(x) entry by entry."""
         self.emit(
@@ -212,6 +221,7 @@ class Lowering:
                 name=name,
                 degree=degree,
                 parity=parity,
+                translates=translates,
             )
         )
 

@@ -98,12 +98,14 @@ class Pointwise(Record):
         name: of the function, for people and forecasts ("relu").
         degree: p if φ(cx) = cᵖφ(x) for every c > 0, else None.
         parity: "odd", "even" or None.
+        translates: φ(x + c) = φ(x) + c for c constant along the positions it mixes (max-pooling).
     """
 
     x: Operand
     name: str
     degree: float | None = None
     parity: str | None = None
+    translates: bool = False
 
     def operands(self) -> Iterator[Operand]:
         """The input."""

@@ -4,210 +4,21 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 import torch
-from scipy.linalg import null_space
 from torch import Tensor
 
 from gaugefix.symmetry.axes import Axis
-from gaugefix.symmetry.graph import Value
 from gaugefix.symmetry.groups import Symmetry
-from gaugefix.symmetry.records import Cut, Label, Norm, Operand, Product, Record, Sum
+from gaugefix.symmetry.shift_action import ShiftAction
 from gaugefix.symmetry.shifts import Condition, ShiftFlow, Source
 from gaugefix.symmetry.units import Params
 
 #: unknowns up to which conditions that pass through weights are solved numerically
 MAX_NUMERIC = 3000
-
-
-@dataclass(eq=False)
-class ShiftAction:
-    """Evaluates shifts on actual parameters: constants of the sources in, changes of the parameters out."""
-
-    flow: ShiftFlow
-    producers: dict[Value, Record] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Index the records by what they make."""
-        for record in self.flow.classes.cells.lower.records:
-            if not isinstance(record, Cut):
-                self.producers[record.out.value] = record
-
-    def run(
-        self, params: Params, constants: dict[Source, Tensor], watch: list[Condition]
-    ) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """Carry constants forward.
-
-        Args:
-            params: all parameters.
-            constants: for each source, the shift of the sum it is added to, in the shape of the parameter (size 1
-                along dimensions on which it does not depend).
-            watch: conditions whose left-hand side is wanted.
-
-        Returns:
-            Changes of the parameters by name, and the shift seen by each watched operand.
-        """
-        flow = self.flow
-        own: dict[Value, Tensor] = {}
-        for (value, _), c in constants.items():
-            own[value] = own[value] + c if value in own else c
-        shifts: dict[Value, Tensor] = dict(own)
-        change: dict[str, Tensor] = {v.name: c for v, c in own.items()}
-        absorbers = {id(r): s for s, r in flow.absorbing.items()}
-        for record in flow.classes.cells.lower.records:
-            absorber = absorbers.get(id(record))
-            if isinstance(record, Sum):
-                self._sum(record, shifts, own, change, None if absorber is None else absorber[0])
-            elif isinstance(record, Cut):
-                self._cut(record, shifts)
-            elif isinstance(record, Product):
-                self._product(record, shifts, params)
-            elif isinstance(record, Norm) and record.bias is not None and record.bias.value in shifts:
-                shifts[record.out.value] = relabel(shifts[record.bias.value], record.bias, record.out)
-        return change, [_visible(shifts[c.operand.value], c) for c in watch if c.operand.value in shifts]
-
-    def _sum(
-        self, record: Sum, shifts: dict[Value, Tensor], own: dict[Value, Tensor], change: dict[str, Tensor],
-        absorber: Value | None,
-    ) -> None:  # fmt: skip
-        arriving = [
-            c * relabel(shifts[t.value], t, record.out)
-            for t, c in zip(record.terms, record.coefficients, strict=True)
-            if t.value in shifts and t.value is not absorber
-        ]
-        if absorber is None:
-            if arriving:
-                shifts[record.out.value] = sum(arriving[1:], arriving[0])
-            return
-        term, c = next((t, c) for t, c in zip(record.terms, record.coefficients, strict=True) if t.value is absorber)
-        fixed = own.get(absorber)
-        if arriving:
-            taken = relabel(sum(arriving[1:], arriving[0]), record.out, term) / c
-            change[absorber.name] = -taken if fixed is None else fixed - taken
-        if fixed is not None:
-            shifts[record.out.value] = c * relabel(fixed, term, record.out)
-
-    def _cut(self, record: Cut, shifts: dict[Value, Tensor]) -> None:
-        part, whole = record.out.value, record.whole
-        if whole in shifts and part not in shifts:
-            t = shifts[whole]
-            shifts[part] = t if t.shape[record.dim] == 1 else t.narrow(record.dim, record.start, part.shape[record.dim])
-        elif part in shifts and whole in self.flow.classes.data:
-            t = shifts[part]
-            shape = [
-                max(a, b) for a, b in zip(t.shape, shifts[whole].shape if whole in shifts else t.shape, strict=True)
-            ]
-            shape[record.dim] = whole.shape[record.dim]
-            full = shifts[whole].expand(shape).clone() if whole in shifts else t.new_zeros(shape)
-            full.narrow(record.dim, record.start, part.shape[record.dim]).add_(t)
-            shifts[whole] = full
-
-    def _product(self, record: Product, shifts: dict[Value, Tensor], params: Params) -> None:
-        at = [i for i, f in enumerate(record.factors) if f.value in shifts]
-        others = [f for i, f in enumerate(record.factors) if i not in at]
-        if len(at) != 1:
-            return
-        shifted = record.factors[at[0]]
-        if any(o.value in self.flow.classes.data for o in others):
-            contracted = [k for k in shifted.groups if k not in record.out.groups]
-            if self.flow.passes_average(record, at[0]):
-                kept = Operand(shifted.value, {k: d for k, d in shifted.groups.items() if k not in contracted})
-                shifts[record.out.value] = record.scale * relabel(shifts[shifted.value], kept, record.out)
-            return  # otherwise it is multiplied by data, and a softmax removes it further on
-        tensors = [(shifts[shifted.value], shifted), *((self.value(o.value, params), o) for o in others)]
-        shifts[record.out.value] = record.scale * einsum(tensors, record.out)
-
-    def value(self, value: Value, params: Params) -> Tensor:
-        """The number behind a value that is made of parameters only."""
-        if value.kind == "param":
-            return params[value.name]
-        record = self.producers[value]
-        if isinstance(record, Sum):
-            parts = [
-                c * relabel(self.value(t.value, params), t, record.out)
-                for t, c in zip(record.terms, record.coefficients, strict=True)
-            ]
-            return sum(parts[1:], parts[0])
-        assert isinstance(record, Product)
-        return record.scale * einsum([(self.value(f.value, params), f) for f in record.factors], record.out)
-
-
-def _visible(shift: Tensor, condition: Condition) -> Tensor:
-    """The part of a shift that a condition forbids."""
-    if condition.free is None or not condition.dims:
-        return shift
-    return shift - shift.mean(dim=sorted(condition.dims), keepdim=True)
-
-
-def relabel(t: Tensor, source: Operand, target: Operand) -> Tensor:
-    """A tensor laid out as ``source`` in the layout of ``target``; size 1 where it is constant."""
-    flat, order = _flatten(t, source)
-    shape: list[int] = [1] * target.value.ndim
-    wanted = [label for label in target.groups if label in order]
-    flat = flat[tuple(slice(None) if label in target.groups else 0 for label in order)]  # constant along the others
-    kept = [label for label in order if label in target.groups]
-    full = flat.permute([kept.index(label) for label in wanted])
-    for i, label in enumerate(wanted):
-        if full.shape[i] != 1:
-            for d in target.groups[label]:
-                shape[d] = target.value.shape[d]
-    by_dim = [label for d in range(target.value.ndim) for label in wanted if target.groups[label][0] == d]
-    return full.permute([wanted.index(label) for label in by_dim]).reshape(shape)
-
-
-def _flatten(t: Tensor, operand: Operand) -> tuple[Tensor, list[Label]]:
-    """One dimension for each label, in the order of the groups; dimensions without a label are of size 1 and go."""
-    dims = [d for group in operand.groups.values() for d in group]
-    rest = [d for d in range(t.ndim) if d not in dims]
-    t = t.permute(*dims, *rest)
-    t = t[(..., *([0] * len(rest)))] if rest else t
-    sizes, at = [], 0
-    for group in operand.groups.values():
-        thin = all(t.shape[at + k] == 1 for k in range(len(group)))
-        if not thin:
-            t = t.expand(*t.shape[:at], *(operand.value.shape[d] for d in group), *t.shape[at + len(group) :])
-        sizes.append(math.prod(t.shape[at : at + len(group)]))
-        at += len(group)
-    return t.reshape(sizes), list(operand.groups)
-
-
-def einsum(tensors: list[tuple[Tensor, Operand]], out: Operand) -> Tensor:
-    """The product of labelled tensors; a label on which one is constant broadcasts, or sums if contracted."""
-    letters: dict[Label, int] = {}
-    arguments: list[object] = []
-    present: set[Label] = set()
-    factor = 1.0
-    sizes: dict[Label, int] = {}
-    for _, operand in tensors:
-        for label, dims in operand.groups.items():
-            sizes[label] = math.prod(operand.value.shape[d] for d in dims)
-    for t, operand in tensors:
-        flat, order = _flatten(t, operand)
-        keep = [i for i, label in enumerate(order) if flat.shape[i] != 1 or sizes[label] == 1]
-        flat = flat[tuple(slice(None) if i in keep else 0 for i in range(flat.ndim))]
-        names = [order[i] for i in keep]
-        present |= set(names)
-        arguments += [flat, [letters.setdefault(n, len(letters)) for n in names]]
-    for label, size in sizes.items():
-        if label not in out.groups and label not in present:
-            factor *= size
-    kept = [label for label in out.groups if label in present]
-    result = factor * torch.einsum(*arguments, [letters[k] for k in kept])
-    return _unflatten(result, Operand(out.value, {k: out.groups[k] for k in kept}))
-
-
-def _unflatten(t: Tensor, target: Operand) -> Tensor:
-    """One dimension per label back to the dimensions of the value."""
-    shape: list[int] = [1] * target.value.ndim
-    for label in target.groups:
-        for d in target.groups[label]:
-            shape[d] = target.value.shape[d]
-    labels = list(target.groups)
-    by_dim = [label for d in range(target.value.ndim) for label in labels if target.groups[label][0] == d]
-    return t.permute([labels.index(label) for label in by_dim]).reshape(shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,7 +93,8 @@ class Shift(Symmetry):
         """The nearest constants in the null space of the conditions at θ."""
         assert self.action is not None
         matrix = condition_matrix(self.action, [s for s, _ in self.sources], self.conditions, params)
-        basis = torch.from_numpy(null_space(matrix.detach().numpy(), rcond=1e-10)).to(element)
+        values, right = torch.linalg.svd(matrix.detach(), full_matrices=True)[1:]
+        basis = right[int((values > 1e-10 * values.max()).sum()) :].T.to(element)
         return _split(self.action, [s for s, _ in self.sources], basis @ (basis.T @ element))
 
 
@@ -310,7 +122,7 @@ def _cell_index(action: ShiftAction, source: Source) -> tuple[list[np.ndarray], 
 
 def _place(action: ShiftAction, source: Source, function: Tensor, order: tuple[Axis, ...]) -> Tensor:
     """A function of some leaves as a shift of a parameter: its values on the cell, zero elsewhere."""
-    value, cell = source
+    value = source[0]
     layouts = action.flow.classes.cells.layout(value)
     index, leaves = _cell_index(action, source)
     shape = [
@@ -434,14 +246,13 @@ def _exact(
             if c.free is None or sector & c.free
         ]
         for vector in _sparse_null_space(np.array(rows, dtype=float).reshape(len(rows), len(columns))):
-            key = tuple((s, float(x)) for s, x in zip(columns, vector, strict=True) if x)
-            solutions[key].append(sector)
+            solutions[tuple((s, float(x)) for s, x in zip(columns, vector, strict=True) if x)].append(sector)
     out: list[Symmetry] = []
-    for vector, allowed in solutions.items():
+    for weights, allowed in solutions.items():
         leaves = tuple(sorted(frozenset().union(*allowed), key=lambda a: list(names).index(a) if a in names else 0))
         dim = sum(math.prod(leaf.size - 1 for leaf in sector) for sector in allowed)
         if dim:
-            out.append(_shift(action, vector, leaves, tuple(allowed), dim))
+            out.append(_shift(action, weights, leaves, tuple(allowed), dim))
     return out
 
 

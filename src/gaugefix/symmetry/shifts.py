@@ -17,7 +17,7 @@ from gaugefix.symmetry.axes import Axis, AxisError
 from gaugefix.symmetry.cells import Cell, JointCell, Slot
 from gaugefix.symmetry.classes import Classes
 from gaugefix.symmetry.graph import Value
-from gaugefix.symmetry.records import Cut, Label, Norm, Operand, Product, Record, Softmax, Sum
+from gaugefix.symmetry.records import Cut, Label, Norm, Operand, Pointwise, Product, Record, Softmax, Sum
 
 Source = tuple[Value, Cell]  # a cell of a parameter that is added somewhere
 How = Literal["copy", "map", "wild"]
@@ -133,6 +133,8 @@ class ShiftFlow:
                 self._condition(joint, 1, inputs[0], {record.label})
                 if not record.log:
                     self._stochastic[record.out.value] = record.out.groups[record.label][0]
+            case Pointwise() if record.translates:
+                self._store(joint, self._carry(joint, 1, inputs[0]))
             case _:
                 self._condition(joint, 1, inputs[0], None)
 

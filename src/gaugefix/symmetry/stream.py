@@ -1,337 +1,25 @@
-"""Symmetries around normalisations: mean shifts, null directions, rotations of a residual stream, rotary pairs."""
+"""Finding symmetries around normalisations: mean shifts, null directions, stream rotations, rotary pairs."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
 from math import prod
 
-import torch
-from torch import Tensor
-
 from gaugefix.symmetry.axes import Axis
-from gaugefix.symmetry.cells import Cell, Cells, Slot
+from gaugefix.symmetry.cells import Cells
 from gaugefix.symmetry.classes import AxisClass, Classes, SlotKey
+from gaugefix.symmetry.flow import Flow
 from gaugefix.symmetry.graph import Value
 from gaugefix.symmetry.groups import Symmetry
-from gaugefix.symmetry.records import Cut, Norm, Operand, Product, Record, Softmax, Sum
-from gaugefix.symmetry.units import Params, Slice
+from gaugefix.symmetry.records import Norm, Operand, Product, Sum
+from gaugefix.symmetry.stream_groups import MeanShift, NullDirection, RotaryPairs, StreamRotation
+from gaugefix.symmetry.units import Role, Slice
 
 
-@dataclass(eq=False)
-class Flow:
-    """Who consumes what, slot by slot.
-
-    Attributes:
-        classes: of the lowered graph.
-        consumers: value -> records that read it, with the position of the operand.
-        producers: value -> the record that makes it.
-    """
-
-    classes: Classes
-    consumers: dict[Value, list[tuple[Record, int]]] = field(default_factory=lambda: defaultdict(list))
-    producers: dict[Value, Record] = field(default_factory=dict)
-    concatenations: set[Value] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        """Index the records."""
-        lower = self.classes.cells.lower
-        self.outputs = set(lower.zero)
-        for record in lower.records:
-            if isinstance(record, Cut):
-                # a cut of a made value is read from it; a cut of a concatenation makes it
-                made = record.whole in self.producers or record.whole.kind != "op"
-                self.consumers[record.whole if made else record.out.value].append((record, 1 if made else 0))
-                if made:
-                    self.producers.setdefault(record.out.value, record)
-                else:
-                    self.concatenations.add(record.whole)
-                continue
-            self.producers[record.out.value] = record
-            for i, operand in enumerate(record.operands()):
-                self.consumers[operand.value].append((record, i + 1))
-
-    def removed(self, value: Value, cell: Cell, slot: Slot, seen: set[tuple[Value, Cell, Slot]] | None = None) -> bool:
-        """Whether adding any multiple of the all-ones vector along a slot never reaches an output.
-
-        Args:
-            value: where the multiple is added, possibly different for every sample and position.
-            cell: its cell.
-            slot: the axis.
-            seen: used by the recursion.
-
-        Returns:
-            True if every path ends in a centred normalisation or a softmax over exactly that axis.
-        """
-        seen = set() if seen is None else seen
-        if (value, cell, slot) in seen:
-            return True
-        seen.add((value, cell, slot))
-        if value in self.outputs or not self.consumers[value] or value in self.concatenations:
-            return False
-        for record, i in self.consumers[value]:
-            for joint in self.classes.cells.joint(record):
-                if i >= len(joint.operands) or joint.cells[i] != cell:
-                    continue
-                name = joint.slot_names(i).get(slot)
-                if name is None or (isinstance(record, Cut) and i == 0):
-                    return False
-                match record:
-                    case Norm():
-                        if not (i == 1 and record.centred and self._alone(record, name[0], joint.slot_names(1))):
-                            return False
-                    case Softmax():
-                        if name[0] != record.label or sum(n[0] == name[0] for n in joint.slot_names(1).values()) > 1:
-                            return False
-                    case Sum() | Cut() | Product():
-                        target = {n: s for s, n in joint.slot_names(0).items()}.get(name)
-                        shared = sum(name in joint.slot_names(j).values() for j in range(1, len(joint.operands)))
-                        if target is None or (shared > 1 and isinstance(record, Product)):
-                            return False
-                        if not self.removed(joint.operands[0].value, joint.cells[0], target, seen):
-                            return False
-                    case _:
-                        return False
-        return True
-
-    @staticmethod
-    def _alone(record: Norm, label: object, names: dict[Slot, tuple[object, int]]) -> bool:
-        """Whether a normalisation runs over one label that is one atom."""
-        return record.reduced == {label} and sum(n[0] == label for n in names.values()) == 1
-
-    def normalised(self, value: Value) -> Norm | None:
-        """The centred normalisation of which a value is a copy or an average over positions."""
-        while True:
-            record = self.producers.get(value)
-            if isinstance(record, Norm):
-                return record if record.centred else None
-            if isinstance(record, Sum) and len(record.terms) == 1 and record.coefficients == (1.0,):
-                value = record.terms[0].value
-            elif isinstance(record, Product) and len(record.factors) == 1 and self._is_mean(record):
-                value = record.factors[0].value
-            else:
-                return None
-
-    @staticmethod
-    def _is_mean(record: Product) -> bool:
-        factor = record.factors[0]
-        count = prod(factor.value.shape[d] for k, g in factor.groups.items() if k not in record.out.groups for d in g)
-        return abs(count * record.scale - 1) < 1e-12
-
-
-@dataclass(frozen=True, eq=False)
-class MeanShift(Symmetry):
-    """W → W + 1vᵀ for weights that write only into centred normalisations. Elements: v, the other entries of W.
-
-    Attributes:
-        where: the slice of the weight; the vector of ones runs over its units.
-    """
-
-    where: Slice | None = None
-    length: int = 0
-
-    @property
-    def n_generators(self) -> int:
-        """The entries of v."""
-        return self.length
-
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """Gaussian v."""
-        return torch.randn(self.length, generator=generator, dtype=torch.float64)
-
-    def path(self, k: int, t: Tensor) -> Tensor:
-        """The entry k of v is t."""
-        if not 0 <= k < self.length:
-            raise IndexError(f"{self.name}: generator {k} of {self.length}.")
-        return t * torch.eye(self.length, dtype=t.dtype)[k]
-
-    def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
-        """Add the same row to every unit."""
-        assert self.where is not None
-        w = params[self.where.param]
-        block = self.where.take(w)
-        shifted = block + element.to(block).reshape(1, 1, *block.shape[2:])
-        return {**params, self.where.param: self.where.put(w, shifted)}
-
-
-@dataclass(frozen=True, eq=False)
-class NullDirection(Symmetry):
-    """Readers of a LayerNorm may change along 1/g, which its output β + g⊙x̂ does not see because Σ x̂ = 0.
-
-    W → W + v(1/g)ᵀ and b → b − vΣβ/g for one reader with a bias; without one, all readers together:
-    W → W(1 + δ(1/g)ᵀ), β → (1 + δ(1/g)ᵀ)⁻¹β. Elements: v, or δ.
-    """
-
-    readers: tuple[Slice, ...] = ()
-    gain: str | None = None
-    shift: str | None = None
-    reader_bias: str | None = None
-    length: int = 0
-    joint: bool = False
-
-    @property
-    def n_generators(self) -> int:
-        """The entries of v or δ."""
-        return self.length
-
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """Gaussian numbers; small for δ, so that the map is invertible."""
-        z = torch.randn(self.length, generator=generator, dtype=torch.float64)
-        return 0.1 * z / self.length**0.5 if self.joint else z
-
-    def path(self, k: int, t: Tensor) -> Tensor:
-        """The entry k is t."""
-        if not 0 <= k < self.length:
-            raise IndexError(f"{self.name}: generator {k} of {self.length}.")
-        return t * torch.eye(self.length, dtype=t.dtype)[k]
-
-    def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
-        """Change the readers and take the constant back in a bias."""
-        out = dict(params)
-        n = self.readers[0].index.shape[1]
-        w0 = params[self.readers[0].param]
-        element = element.to(w0)
-        g = params[self.gain] if self.gain is not None else w0.new_ones(n)
-        beta = params[self.shift] if self.shift is not None else w0.new_zeros(n)
-        total = (beta / g).sum()
-        for s in self.readers:
-            block = s.take(out[s.param])  # (1, n, 1, *rest)
-            if self.joint:
-                pulled = torch.einsum("n,fn...->f...", element, block)
-            else:
-                pulled = element.reshape(1, *block.shape[2:])
-            out[s.param] = s.put(out[s.param], block + torch.einsum("n,f...->fn...", 1 / g, pulled))
-        if self.joint and self.shift is not None:
-            out[self.shift] = beta - element * (total / (1 + (element / g).sum()))
-        elif self.reader_bias is not None and self.shift is not None:
-            b = out[self.reader_bias]
-            out[self.reader_bias] = b - total * element.reshape(b.shape)
-        return out
-
-
-@dataclass(frozen=True, eq=False)
-class StreamRotation(Symmetry):
-    """O(d) on a residual stream that is read only through normalisations. Elements: orthogonal ``(d, d)``.
-
-    Writers turn by Q; behind a normalisation with gain g the axis turns by M = diag(g) Q diag(1/g), its shift by M and
-    its readers by M⁻ᵀ. With LayerNorm Q keeps the vector of ones.
-
-    Attributes:
-        writers: slices that turn by Q.
-        behind: per normalisation: the gain (or None), slices that turn by M, slices that turn by M⁻ᵀ.
-        centred: Q keeps the vector of ones.
-        size: d.
-    """
-
-    writers: tuple[Slice, ...] = ()
-    behind: tuple[tuple[str | None, tuple[Slice, ...], tuple[Slice, ...]], ...] = ()
-    centred: bool = False
-    size: int = 0
-
-    @property
-    def _n(self) -> int:
-        return self.size - self.centred
-
-    @property
-    def n_generators(self) -> int:
-        """Pairs of axes orthogonal to the vector of ones, if that is kept."""
-        return self._n * (self._n - 1) // 2
-
-    def _frame(self, like: Tensor) -> Tensor:
-        """Orthonormal columns spanning what may turn."""
-        if not self.centred:
-            return torch.eye(self.size, dtype=like.dtype)
-        full = torch.eye(self.size, dtype=like.dtype)
-        full[:, 0] = 1
-        return torch.linalg.qr(full)[0][:, 1:]
-
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """A random orthogonal matrix near no particular point."""
-        z = torch.randn(self._n, self._n, generator=generator, dtype=torch.float64)
-        return self._embed(torch.linalg.qr(z)[0])
-
-    def _embed(self, q: Tensor) -> Tensor:
-        frame = self._frame(q)
-        return frame @ q @ frame.T + torch.eye(self.size, dtype=q.dtype) - frame @ frame.T
-
-    def path(self, k: int, t: Tensor) -> Tensor:
-        """1 + t(E_ij − E_ji) in the frame."""
-        if not 0 <= k < self.n_generators:
-            raise IndexError(f"{self.name}: generator {k} of {self.n_generators}.")
-        i, j = torch.triu_indices(self._n, self._n, 1)[:, k].tolist()
-        skew = torch.zeros(self._n, self._n, dtype=t.dtype)
-        skew[i, j], skew[j, i] = 1, -1
-        frame = self._frame(skew)
-        turned: Tensor = torch.eye(self.size, dtype=t.dtype) + t * (frame @ skew @ frame.T)
-        return turned
-
-    def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
-        """Turn every slice."""
-        out = dict(params)
-
-        def turn(s: Slice, matrix: Tensor) -> None:
-            block = s.take(out[s.param])
-            out[s.param] = s.put(out[s.param], torch.einsum("ij,fj...->fi...", matrix.to(block), block))
-
-        for s in self.writers:
-            turn(s, element)
-        for gain, covariant, contravariant in self.behind:
-            g = params[gain].to(element) if gain is not None else element.new_ones(self.size)
-            m = g[:, None] * element / g
-            inverse_t = element / g[:, None] * g  # M⁻ᵀ = diag(1/g) Q diag(g)
-            for s in covariant:
-                turn(s, m)
-            for s in contravariant:
-                turn(s, inverse_t)
-        return out
-
-
-@dataclass(frozen=True, eq=False)
-class RotaryPairs(Symmetry):
-    """SO(2) on every rotary pair (j, j + half) of queries and keys together. Elements: angles ``(fibers, half)``.
-
-    Attributes:
-        pairs: first and second halves of each weight or bias.
-    """
-
-    pairs: tuple[tuple[Slice, Slice], ...] = ()
-
-    @property
-    def _shape(self) -> tuple[int, int]:
-        fibers, half, _ = self.pairs[0][0].index.shape
-        return int(fibers), int(half)
-
-    @property
-    def n_generators(self) -> int:
-        """One angle for each pair of each fiber."""
-        return self._shape[0] * self._shape[1]
-
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """Random angles."""
-        return torch.rand(self._shape, generator=generator, dtype=torch.float64) * 6.28
-
-    def path(self, k: int, t: Tensor) -> Tensor:
-        """One angle is t."""
-        if not 0 <= k < self.n_generators:
-            raise IndexError(f"{self.name}: generator {k} of {self.n_generators}.")
-        return t * torch.eye(self.n_generators, dtype=t.dtype)[k].reshape(self._shape)
-
-    def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
-        """Turn every pair."""
-        out = dict(params)
-        for a, b in self.pairs:
-            first, second = a.take(out[a.param]), b.take(out[b.param])
-            angle = element.to(first).reshape(*self._shape, *[1] * (first.ndim - 2))
-            c, s = torch.cos(angle), torch.sin(angle)
-            out[a.param] = a.put(out[a.param], c * first - s * second)
-            out[b.param] = b.put(out[b.param], s * first + c * second)
-        return out
-
-
-def slice_of(classes: Classes, key: SlotKey, fibers: tuple[Axis, ...] = (), role: str = "write") -> Slice:
+def slice_of(classes: Classes, key: SlotKey, fibers: tuple[Axis, ...] = (), role: Role = "write") -> Slice:
     """The slice of one slot."""
     at = classes.positions(key, fibers)
-    return Slice(at.param, at.dim, at.index, role, at.others)  # type: ignore[arg-type]
+    return Slice(at.param, at.dim, at.index, role, at.others)
 
 
 def _others(classes: Classes, key: SlotKey) -> int:
@@ -478,9 +166,11 @@ def _only_read(flow: Flow, norm: Norm) -> bool:
         if value in flow.outputs or not flow.consumers[value]:
             return False
         for record, _ in flow.consumers[value]:
-            if (isinstance(record, Sum) and len(record.terms) == 1) or (isinstance(record, Product) and len(record.factors) == 1 and Flow._is_mean(record)):
+            if (isinstance(record, Sum) and len(record.terms) == 1) or (
+                isinstance(record, Product) and len(record.factors) == 1 and Flow.is_mean(record)
+            ):
                 stack.append(record.out.value)
-            elif not (isinstance(record, Product) and any(f.value.kind == "param" for f in record.factors)):
+            elif not isinstance(record, Product) or all(f.value.kind != "param" for f in record.factors):
                 return False
     return True
 
@@ -490,8 +180,8 @@ def _rotation(flow: Flow, c: AxisClass, names: dict[Axis, str]) -> list[Symmetry
     if c.pinned or c.elementwise or c.rotary or c.fibers:
         return []
     find = classes.parity.find
-    cells = classes.cells
-    inside, behind = set(), {}
+    inside: set[SlotKey] = set()
+    behind: dict[SlotKey, tuple[Value | None, int]] = {}
     for norm in c.norms:
         d = _reduced_dims(norm)[0]
         cell_in = tuple(0 for _ in range(norm.x.value.ndim))
@@ -508,7 +198,8 @@ def _rotation(flow: Flow, c: AxisClass, names: dict[Axis, str]) -> list[Symmetry
         inside.add(root_in)
     if inside & behind.keys() or any(r in classes.parity.odd for r in behind) or len(inside) != 1:
         return []
-    writers, turned = [], {r: ([], []) for r in behind}
+    writers: list[Slice] = []
+    turned: dict[SlotKey, tuple[list[Slice], list[Slice]]] = {r: ([], []) for r in behind}
     for key, role in c.slots:
         root, sign = find(key)
         s = slice_of(classes, key, (), role)
@@ -528,14 +219,13 @@ def _rotation(flow: Flow, c: AxisClass, names: dict[Axis, str]) -> list[Symmetry
     every = [*writers, *(s for pair in turned.values() for part in pair for s in part)]
     gains = [gain for gain, _ in behind.values() if gain is not None]
     name = names[c.leaf]
-    del cells
     return [
         StreamRotation(
             f"{name}: rotate the stream", f"O({n})", n * (n - 1) // 2,
             tuple(dict.fromkeys(f"{s.param}[{s.dim}]" for s in every)), not gains,
             writers=tuple(writers),
             behind=tuple(
-                (behind[r][0].name if behind[r][0] is not None else None, tuple(co), tuple(contra))
+                (None if (g := behind[r][0]) is None else g.name, tuple(co), tuple(contra))
                 for r, (co, contra) in turned.items()
             ),
             centred=centred, size=c.size,

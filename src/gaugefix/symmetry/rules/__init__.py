@@ -1,6 +1,7 @@
 """One file per family of operations; importing this package registers them all."""
 
 from gaugefix.symmetry.rules import attention as attention
+from gaugefix.symmetry.rules import conv as conv
 from gaugefix.symmetry.rules import elementwise as elementwise
 from gaugefix.symmetry.rules import embedding as embedding
 from gaugefix.symmetry.rules import linear as linear

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from gaugefix.symmetry.axes import Axis, unify
 from gaugefix.symmetry.graph import Op, Value
 from gaugefix.symmetry.lowering import Lowering, aligned, register_rule
-from gaugefix.symmetry.records import Softmax
+from gaugefix.symmetry.records import Rotary, Softmax
 from gaugefix.symmetry.rules.linear import contract
 from gaugefix.symmetry.rules.shape import repeat_interleave
 
@@ -43,3 +44,27 @@ def _repeat_heads(lower: Lowering, t: Value, n: int) -> Value:
     out = lower.temp(shape, f"{t.name}.repeat")
     repeat_interleave(Op("repeat_interleave", (t, n, t.ndim - 3), {}, (out,)), lower)
     return out
+
+
+@register_rule("rotary")
+def rotary(op: Op, lower: Lowering) -> None:
+    """Rotary embedding: pairs (j, j + half) of the last axis turn by angles that depend on the position."""
+    x, out = op.args[0], op.out
+    last = x.ndim - 1
+    half = Axis(x.shape[last] // 2)
+    half.pin()
+    unify(lower.axes(x)[last], Axis(x.shape[last], "cat", [half, half]))
+    lower.emit(
+        Rotary(
+            out=lower.operand(out, aligned(out, out)),
+            place=lower.place,
+            x=lower.operand(x, aligned(x, out)),
+            label=last,
+        )
+    )
+    turned = lower.temp((*x.shape[:-1], x.shape[last] // 2), f"{out.name}.pairs")
+    for start in (0, x.shape[last] // 2):  # both members of a pair scale alike
+        part = lower.temp(turned.shape, f"{x.name}[{start}:]")
+        lower.set_axes(part, [*lower.axes(x)[:-1], half])
+        lower.cut(x, last, start, part)
+        lower.same(part, turned)

@@ -11,7 +11,6 @@ from gaugefix.symmetry.lowering import RULES, Lowering, aligned, register_rule
 ACTIVATIONS: dict[str, tuple[float | None, str | None]] = {
     "relu": (1, None),
     "leaky_relu": (1, None),
-    "prelu": (1, None),
     "rrelu": (1, None),
     "abs": (1, "even"),
     "sign": (0, "odd"),
@@ -35,7 +34,7 @@ ACTIVATIONS: dict[str, tuple[float | None, str | None]] = {
     **dict.fromkeys(
         (
             "gelu", "silu", "sigmoid", "elu", "selu", "celu", "mish", "softplus", "relu6", "hardsigmoid", "hardswish",
-            "exp", "log", "log1p", "expm1", "logsigmoid", "threshold",
+            "exp", "log", "rsub_constant", "log1p", "expm1", "logsigmoid", "threshold",
         ),
         (None, None),
     ),
@@ -55,14 +54,12 @@ RULES.update(dict.fromkeys(ACTIVATIONS, _activation))
 
 @register_rule(
     "dropout", "alpha_dropout", "feature_dropout", "detach", "alias", "to", "_to_copy", "lift_fresh_copy",
-    "type_as", "float", "half", "bfloat16", "double", "identity", "view_as_real", "lift", "checkpoint_name",
+    "type_as", "float", "half", "bfloat16", "double", "identity", "lift", "checkpoint_name",
 )  # fmt: skip
 def copy(op: Op, lower: Lowering) -> None:
     """Operations that change no value (dropout is traced in eval mode)."""
-    if not op.args[0].is_float:  # a mask or index that becomes numbers: data
-        lower.axes(op.out)
-        lower.zero.append(op.out)
-        lower.pin_dims(op.out, range(op.out.ndim))
+    if not op.args[0].is_float:  # a comparison that becomes numbers
+        lower.give_up(op, "turns a comparison into numbers")
         return
     lower.same(op.args[0], op.out)
 
@@ -129,16 +126,25 @@ def power(op: Op, lower: Lowering) -> None:
     lower.pointwise(x, op.out, "square" if p == 2 else f"pow{p:g}", degree=float(p), parity=parity)
 
 
-@register_rule("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros",
-               "new_ones",
-               "new_full", "zeros", "ones", "full", "arange", "rand", "randn", "scalar_tensor", "linspace",
-               "eye")  # fmt: skip
+@register_rule("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full")
 def constant(op: Op, lower: Lowering) -> None:
-    """New numbers that depend on no parameter."""
-    for v in op.outputs:
-        if v.is_float:
-            lower.zero.append(v)
-            lower.pin_dims(v, range(v.ndim))
+    """New numbers that depend on a parameter by their shape only."""
+    op.out.kind = "const"
+
+
+@register_rule("prelu")
+def prelu(op: Op, lower: Lowering) -> None:
+    """max(x, 0) + w min(x, 0) with one slope or one for each channel."""
+    x, w, out = op.args[0], op.args[1], op.out
+    up, down, sloped = (lower.temp(out.shape, f"{out.name}.{part}") for part in ("up", "down", "sloped"))
+    lower.pointwise(x, up, "leaky_relu", degree=1)
+    lower.pointwise(x, down, "leaky_relu", degree=1)
+    lower.product(
+        [(down, aligned(down, out)), (w, {1: 0} if w.shape != (1,) and out.ndim > 1 else {})],
+        sloped,
+        aligned(sloped, out),
+    )
+    lower.sum([(up, aligned(up, out)), (sloped, aligned(sloped, out))], out, aligned(out, out))
 
 
 def _select(lower: Lowering, sources: list[Value], out: Value, name: str) -> None:

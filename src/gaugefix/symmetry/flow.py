@@ -1,0 +1,114 @@
+"""Who consumes what, slot by slot: where a change along one axis is removed, and what is a normalised copy."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from math import prod
+
+from gaugefix.symmetry.cells import Cell, Slot
+from gaugefix.symmetry.classes import Classes
+from gaugefix.symmetry.graph import Value
+from gaugefix.symmetry.records import Cut, Norm, Product, Record, Softmax, Sum
+
+
+@dataclass(eq=False)
+class Flow:
+    """Who consumes what, slot by slot.
+
+    Attributes:
+        classes: of the lowered graph.
+        consumers: value -> records that read it, with the position of the operand.
+        producers: value -> the record that makes it.
+    """
+
+    classes: Classes
+    consumers: dict[Value, list[tuple[Record, int]]] = field(default_factory=lambda: defaultdict(list))
+    producers: dict[Value, Record] = field(default_factory=dict)
+    concatenations: set[Value] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Index the records."""
+        lower = self.classes.cells.lower
+        self.outputs = set(lower.zero)
+        for record in lower.records:
+            if isinstance(record, Cut):
+                # a cut of a made value is read from it; a cut of a concatenation makes it
+                made = record.whole in self.producers or record.whole.kind != "op"
+                self.consumers[record.whole if made else record.out.value].append((record, 1 if made else 0))
+                if made:
+                    self.producers.setdefault(record.out.value, record)
+                else:
+                    self.concatenations.add(record.whole)
+                continue
+            self.producers[record.out.value] = record
+            for i, operand in enumerate(record.operands()):
+                self.consumers[operand.value].append((record, i + 1))
+
+    def removed(self, value: Value, cell: Cell, slot: Slot, seen: set[tuple[Value, Cell, Slot]] | None = None) -> bool:
+        """Whether adding any multiple of the all-ones vector along a slot never reaches an output.
+
+        Args:
+            value: where the multiple is added, possibly different for every sample and position.
+            cell: its cell.
+            slot: the axis.
+            seen: used by the recursion.
+
+        Returns:
+            True if every path ends in a centred normalisation or a softmax over exactly that axis.
+        """
+        seen = set() if seen is None else seen
+        if (value, cell, slot) in seen:
+            return True
+        seen.add((value, cell, slot))
+        if value in self.outputs or not self.consumers[value] or value in self.concatenations:
+            return False
+        for record, i in self.consumers[value]:
+            for joint in self.classes.cells.joint(record):
+                if i >= len(joint.operands) or joint.cells[i] != cell:
+                    continue
+                name = joint.slot_names(i).get(slot)
+                if name is None or (isinstance(record, Cut) and i == 0):
+                    return False
+                match record:
+                    case Norm():
+                        if not (i == 1 and record.centred and self._alone(record, name[0], joint.slot_names(1))):
+                            return False
+                    case Softmax():
+                        if name[0] != record.label or sum(n[0] == name[0] for n in joint.slot_names(1).values()) > 1:
+                            return False
+                    case Sum() | Cut() | Product():
+                        target = {n: s for s, n in joint.slot_names(0).items()}.get(name)
+                        shared = sum(name in joint.slot_names(j).values() for j in range(1, len(joint.operands)))
+                        if target is None or (shared > 1 and isinstance(record, Product)):
+                            return False
+                        if not self.removed(joint.operands[0].value, joint.cells[0], target, seen):
+                            return False
+                    case _:
+                        return False
+        return True
+
+    @staticmethod
+    def _alone(record: Norm, label: object, names: dict[Slot, tuple[object, int]]) -> bool:
+        """Whether a normalisation runs over one label that is one atom."""
+        return record.reduced == {label} and sum(n[0] == label for n in names.values()) == 1
+
+    def normalised(self, value: Value) -> Norm | None:
+        """The centred normalisation of which a value is a copy or an average over positions."""
+        while True:
+            record = self.producers.get(value)
+            if isinstance(record, Norm):
+                return record if record.centred else None
+            if isinstance(record, Sum) and len(record.terms) == 1 and record.coefficients == (1.0,):
+                value = record.terms[0].value
+            elif isinstance(record, Product) and len(record.factors) == 1 and self.is_mean(record):
+                value = record.factors[0].value
+            else:
+                return None
+
+    @staticmethod
+    def is_mean(record: Product) -> bool:
+        """Whether a one-factor product averages over what it contracts."""
+        factor = record.factors[0]
+        count = prod(factor.value.shape[d] for k, g in factor.groups.items() if k not in record.out.groups for d in g)
+        return abs(count * record.scale - 1) < 1e-12

@@ -1,0 +1,221 @@
+"""The groups around normalisations: how they act on parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gaugefix.symmetry.groups import Symmetry
+from gaugefix.symmetry.units import Params, Slice
+
+
+@dataclass(frozen=True, eq=False)
+class MeanShift(Symmetry):
+    """W → W + 1vᵀ for weights that write only into centred normalisations. Elements: v, the other entries of W.
+
+    Attributes:
+        where: the slice of the weight; the vector of ones runs over its units.
+    """
+
+    where: Slice | None = None
+    length: int = 0
+
+    @property
+    def n_generators(self) -> int:
+        """The entries of v."""
+        return self.length
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Gaussian v."""
+        return torch.randn(self.length, generator=generator, dtype=torch.float64)
+
+    def path(self, k: int, t: Tensor) -> Tensor:
+        """The entry k of v is t."""
+        if not 0 <= k < self.length:
+            raise IndexError(f"{self.name}: generator {k} of {self.length}.")
+        return t * torch.eye(self.length, dtype=t.dtype)[k]
+
+    def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
+        """Add the same row to every unit."""
+        assert self.where is not None
+        w = params[self.where.param]
+        block = self.where.take(w)
+        shifted = block + element.to(block).reshape(1, 1, *block.shape[2:])
+        return {**params, self.where.param: self.where.put(w, shifted)}
+
+
+@dataclass(frozen=True, eq=False)
+class NullDirection(Symmetry):
+    """Readers of a LayerNorm may change along 1/g, which its output β + g⊙x̂ does not see because Σ x̂ = 0.
+
+    W → W + v(1/g)ᵀ and b → b − vΣβ/g for one reader with a bias; without one, all readers together:
+    W → W(1 + δ(1/g)ᵀ), β → (1 + δ(1/g)ᵀ)⁻¹β. Elements: v, or δ.
+    """
+
+    readers: tuple[Slice, ...] = ()
+    gain: str | None = None
+    shift: str | None = None
+    reader_bias: str | None = None
+    length: int = 0
+    joint: bool = False
+
+    @property
+    def n_generators(self) -> int:
+        """The entries of v or δ."""
+        return self.length
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Gaussian numbers; small for δ, so that the map is invertible."""
+        z = torch.randn(self.length, generator=generator, dtype=torch.float64)
+        return 0.1 * z / self.length**0.5 if self.joint else z
+
+    def path(self, k: int, t: Tensor) -> Tensor:
+        """The entry k is t."""
+        if not 0 <= k < self.length:
+            raise IndexError(f"{self.name}: generator {k} of {self.length}.")
+        return t * torch.eye(self.length, dtype=t.dtype)[k]
+
+    def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
+        """Change the readers and take the constant back in a bias."""
+        out = dict(params)
+        n = self.readers[0].index.shape[1]
+        w0 = params[self.readers[0].param]
+        element = element.to(w0)
+        g = params[self.gain] if self.gain is not None else w0.new_ones(n)
+        beta = params[self.shift] if self.shift is not None else w0.new_zeros(n)
+        total = (beta / g).sum()
+        for s in self.readers:
+            block = s.take(out[s.param])  # (1, n, 1, *rest)
+            if self.joint:
+                pulled = torch.einsum("n,fn...->f...", element, block)
+            else:
+                pulled = element.reshape(1, *block.shape[2:])
+            out[s.param] = s.put(out[s.param], block + torch.einsum("n,f...->fn...", 1 / g, pulled))
+        if self.joint and self.shift is not None:
+            out[self.shift] = beta - element * (total / (1 + (element / g).sum()))
+        elif self.reader_bias is not None and self.shift is not None:
+            b = out[self.reader_bias]
+            out[self.reader_bias] = b - total * element.reshape(b.shape)
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class StreamRotation(Symmetry):
+    """O(d) on a residual stream that is read only through normalisations. Elements: orthogonal ``(d, d)``.
+
+    Writers turn by Q; behind a normalisation with gain g the axis turns by M = diag(g) Q diag(1/g), its shift by M and
+    its readers by M⁻ᵀ. With LayerNorm Q keeps the vector of ones.
+
+    Attributes:
+        writers: slices that turn by Q.
+        behind: per normalisation: the gain (or None), slices that turn by M, slices that turn by M⁻ᵀ.
+        centred: Q keeps the vector of ones.
+        size: d.
+    """
+
+    writers: tuple[Slice, ...] = ()
+    behind: tuple[tuple[str | None, tuple[Slice, ...], tuple[Slice, ...]], ...] = ()
+    centred: bool = False
+    size: int = 0
+
+    @property
+    def _n(self) -> int:
+        return self.size - self.centred
+
+    @property
+    def n_generators(self) -> int:
+        """Pairs of axes orthogonal to the vector of ones, if that is kept."""
+        return self._n * (self._n - 1) // 2
+
+    def _frame(self, like: Tensor) -> Tensor:
+        """Orthonormal columns spanning what may turn."""
+        if not self.centred:
+            return torch.eye(self.size, dtype=like.dtype)
+        full = torch.eye(self.size, dtype=like.dtype)
+        full[:, 0] = 1
+        frame: Tensor = torch.linalg.qr(full)[0][:, 1:]
+        return frame
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """A random orthogonal matrix near no particular point."""
+        z = torch.randn(self._n, self._n, generator=generator, dtype=torch.float64)
+        return self._embed(torch.linalg.qr(z)[0])
+
+    def _embed(self, q: Tensor) -> Tensor:
+        frame = self._frame(q)
+        return frame @ q @ frame.T + torch.eye(self.size, dtype=q.dtype) - frame @ frame.T
+
+    def path(self, k: int, t: Tensor) -> Tensor:
+        """1 + t(E_ij − E_ji) in the frame."""
+        if not 0 <= k < self.n_generators:
+            raise IndexError(f"{self.name}: generator {k} of {self.n_generators}.")
+        i, j = torch.triu_indices(self._n, self._n, 1)[:, k].tolist()
+        skew = torch.zeros(self._n, self._n, dtype=t.dtype)
+        skew[i, j], skew[j, i] = 1, -1
+        frame = self._frame(skew)
+        turned: Tensor = torch.eye(self.size, dtype=t.dtype) + t * (frame @ skew @ frame.T)
+        return turned
+
+    def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
+        """Turn every slice."""
+        out = dict(params)
+
+        def turn(s: Slice, matrix: Tensor) -> None:
+            block = s.take(out[s.param])
+            out[s.param] = s.put(out[s.param], torch.einsum("ij,fj...->fi...", matrix.to(block), block))
+
+        for s in self.writers:
+            turn(s, element)
+        for gain, covariant, contravariant in self.behind:
+            g = params[gain].to(element) if gain is not None else element.new_ones(self.size)
+            m = g[:, None] * element / g
+            inverse_t = element / g[:, None] * g  # M⁻ᵀ = diag(1/g) Q diag(g)
+            for s in covariant:
+                turn(s, m)
+            for s in contravariant:
+                turn(s, inverse_t)
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class RotaryPairs(Symmetry):
+    """SO(2) on every rotary pair (j, j + half) of queries and keys together. Elements: angles ``(fibers, half)``.
+
+    Attributes:
+        pairs: first and second halves of each weight or bias.
+    """
+
+    pairs: tuple[tuple[Slice, Slice], ...] = ()
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        fibers, half, _ = self.pairs[0][0].index.shape
+        return int(fibers), int(half)
+
+    @property
+    def n_generators(self) -> int:
+        """One angle for each pair of each fiber."""
+        return self._shape[0] * self._shape[1]
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Random angles."""
+        return torch.rand(self._shape, generator=generator, dtype=torch.float64) * 6.28
+
+    def path(self, k: int, t: Tensor) -> Tensor:
+        """One angle is t."""
+        if not 0 <= k < self.n_generators:
+            raise IndexError(f"{self.name}: generator {k} of {self.n_generators}.")
+        return t * torch.eye(self.n_generators, dtype=t.dtype)[k].reshape(self._shape)
+
+    def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
+        """Turn every pair."""
+        out = dict(params)
+        for a, b in self.pairs:
+            first, second = a.take(out[a.param]), b.take(out[b.param])
+            angle = element.to(first).reshape(*self._shape, *[1] * (first.ndim - 2))
+            c, s = torch.cos(angle), torch.sin(angle)
+            out[a.param] = a.put(out[a.param], c * first - s * second)
+            out[b.param] = b.put(out[b.param], s * first + c * second)
+        return out
