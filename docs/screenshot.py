@@ -1,6 +1,7 @@
 """Make ``docs/_static/audit.png``, the picture in the README, from a real report.
 
-Run ``gaugefix audit digits-mlp`` first, then ``python docs/screenshot.py audit.html``. Needs Chromium and playwright.
+Run ``gaugefix audit digits-mlp`` first, then ``python docs/screenshot.py audit.html``. Needs Chromium,
+playwright and pillow.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 OUT = Path(__file__).parent / "_static" / "audit.png"
@@ -30,6 +32,7 @@ def screenshot(report: Path) -> None:
             path=OUT, full_page=True, clip={"x": 0, "y": 0, "width": 1080, "height": end["y"] + end["height"] + 24}
         )
         browser.close()
+    Image.open(OUT).convert("RGB").quantize(128).save(OUT, optimize=True)
     print(f"{OUT}: {OUT.stat().st_size / 1024:.0f} kB")
 
 
