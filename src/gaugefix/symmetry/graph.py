@@ -6,7 +6,7 @@ Only structure is read, never weights, so modules on the meta device work.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -119,6 +119,43 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def named_outputs(result: Any, name: str = "output") -> dict[str, Tensor]:
+    """The floating tensors of a module's result by name; other objects (a key-value cache) are left out.
+
+    Args:
+        result: a tensor, or nested mappings, sequences and dataclass-like outputs of them.
+        name: prefix.
+
+    Returns:
+        Tensors in order.
+    """
+    if isinstance(result, Tensor):
+        return {name: result} if result.is_floating_point() else {}
+    if isinstance(result, Mapping):
+        items: Any = result.items()
+    elif isinstance(result, list | tuple):
+        keys = getattr(result, "_fields", range(len(result)))
+        items = zip(keys, result, strict=True)
+    else:
+        return {}
+    prefix = "" if name == "output" else f"{name}."
+    return {k: t for key, item in items for k, t in named_outputs(item, f"{prefix}{key}").items()}
+
+
+class _TensorsOnly(nn.Module):
+    """A module that returns only named tensors, so that it can be exported."""
+
+    def __init__(self, module: nn.Module, report: Callable[[list[str]], None]) -> None:
+        super().__init__()
+        self.module = module
+        self.report = report  # the exporter undoes assignments to attributes, so names leave by a call
+
+    def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        outputs = named_outputs(self.module(*args, **kwargs))
+        self.report(list(outputs))
+        return list(outputs.values())
+
+
 def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Graph:
     """Export a module and flatten the result.
 
@@ -141,7 +178,9 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None
     with evaluation(model), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(model, args, kwargs or {}, strict=False)
+            names: list[str] = []
+            wrapper = _TensorsOnly(model, lambda found: names.__setitem__(slice(None), found))
+            program = torch.export.export(wrapper, args, kwargs or {}, strict=False)
         except Exception as error:  # the exporter raises many types; whichever it is, it is the user's answer
             reason = str(error).strip().splitlines()
             raise TraceError(
@@ -149,13 +188,14 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None
                 f"{reason[0] if reason else type(error).__name__}. Data-dependent control flow is the usual cause: "
                 "trace a submodule without it, or replace it by torch.where / torch.cond."
             ) from error
-    return _Reader(model, program).graph()
+    return _Reader(model, program, names).graph()
 
 
 class _Reader:
     """Turns an exported program into a `Graph`."""
 
-    def __init__(self, model: nn.Module, program: Any) -> None:
+    def __init__(self, model: nn.Module, program: Any, output_names: list[str]) -> None:
+        self.output_names = output_names
         self.program = program
         self.env: dict[fx.Node, Any] = {}
         self.ops: list[Op] = []
@@ -175,9 +215,9 @@ class _Reader:
                 continue
             target = node.name
             if target in signature.inputs_to_parameters:
-                self.env[node] = self.params[self.aliases[signature.inputs_to_parameters[target]]]
+                self.env[node] = self.params[self.aliases[_own(signature.inputs_to_parameters[target])]]
             elif target in signature.inputs_to_buffers:
-                self.env[node] = self._value(node, "buffer", signature.inputs_to_buffers[target])
+                self.env[node] = self._value(node, "buffer", _own(signature.inputs_to_buffers[target]))
             elif isinstance(node.meta.get("val"), Tensor):
                 lifted = target in signature.inputs_to_lifted_tensor_constants
                 self.env[node] = self._value(node, "const" if lifted else "input")
@@ -187,15 +227,14 @@ class _Reader:
                 self.env[node] = node.meta.get("val")
         outputs = self._run(self.program.graph_module, prefix="")
         used = {v for op in self.ops for v in op.values()} | set(_flatten(outputs))
-        names = [s.arg.name for s in signature.output_specs if hasattr(s.arg, "name")]
-        float_outputs = [v for v in _flatten(outputs) if v.is_float]
+        float_outputs = [v for v in _flatten(outputs) if v.is_float][: len(self.output_names)]
         return Graph(
             self.ops,
             {n: v for n, v in self.params.items() if v in used or v.is_float},
             inputs,
             float_outputs,
             {a: b for a, b in self.aliases.items() if a != b},
-            ", ".join(names[: len(float_outputs)]) or "output",
+            ", ".join(self.output_names),
         )
 
     def _value(self, node: fx.Node, kind: Kind, name: str | None = None) -> Value:
@@ -259,6 +298,11 @@ class _Reader:
         self.env[node] = self._run(inner, f"{prefix}{node.name}.")
 
 
+def _own(name: str) -> str:
+    """The name in the user's module, without the wrapper."""
+    return name.removeprefix("module.")
+
+
 def _make_value(name: str, tensor: Tensor, kind: Kind) -> Value:
     return Value(name, tuple(int(n) for n in tensor.shape), kind, tensor.is_floating_point())
 
@@ -280,7 +324,7 @@ def op_name(target: Callable[..., Any]) -> str:
 def _place(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     path = list(stack.values())[-1][0] if stack else ""
-    return str(path).replace("L['self'].", "").removeprefix("L['self']")
+    return _own(str(path).replace("L['self'].", "").removeprefix("L['self']")).removeprefix("module")
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from math import prod
+
+import numpy as np
 
 from gaugefix.symmetry.axes import Axis
 from gaugefix.symmetry.cells import Cells
@@ -72,49 +74,39 @@ def _mean_shifts(flow: Flow, c: AxisClass, shifting: set[Value]) -> list[Symmetr
 
 
 def _null_directions(flow: Flow) -> list[Symmetry]:
-    readers: dict[Norm, list[tuple[SlotKey, str | None]]] = defaultdict(list)
-    uses: dict[Value, int] = defaultdict(int)
+    readers: dict[Norm, list[tuple[Slice, int, str | None]]] = defaultdict(list)  # slice, other entries, bias behind
     cells = flow.classes.cells
-    for record in cells.lower.records:
-        for operand in record.operands():
-            uses[operand.value] += 1
+    uses = Counter(operand.value for record in cells.lower.records for operand in record.operands())
     spoiled: set[Norm] = set()
     for record in cells.lower.records:
-        if isinstance(record, Product) and len(record.factors) == 2:
-            for w, x in (record.factors, record.factors[::-1]):
-                norm = flow.normalised(x.value)
-                key = _read_slot(cells, record, w, norm) if norm is not None and w.value.kind == "param" else None
-                if norm is not None and key is not None and uses[w.value] == 1:
-                    readers[norm].append((key, _bias_behind(flow, record.out)))
-                elif norm is not None:
-                    spoiled.add(norm)
+        if not isinstance(record, Product) or len(record.factors) != 2:
+            continue
+        for w, x in (record.factors, record.factors[::-1]):
+            norm = flow.normalised(x.value)
+            if norm is None:
+                continue
+            where = _read_slice(cells, record, w, norm) if w.value.kind == "param" else None
+            if where is not None and uses[w.value] == 1:
+                entries = prod(n for d, n in enumerate(w.value.shape) if d != where.dim)
+                readers[norm].append((where, entries, _bias_behind(flow, record.out, entries)))
+            else:
+                spoiled.add(norm)
     out: list[Symmetry] = []
     for norm, found in readers.items():
         gain, shift = (None if o is None else o.value for o in (norm.gain, norm.bias))
         if any(v is not None and v.kind != "param" for v in (gain, shift)):
             continue
-        free = [(k, b) for k, b in found if b is not None or shift is None]
-        for key, bias in free:
-            n = _others(flow.classes, key)
-            out.append(_null(flow, norm, (key,), n, n, bias, joint=False))
-        bound = [k for k, b in found if b is None and shift is not None]
-        whole = norm not in spoiled and _only_read(flow, norm)
-        if bound and whole and shift is not None and uses[shift] == 1:
-            d = classes_size(flow, found[0][0])
-            rows = sum(_others(flow.classes, k) for k in bound)
-            out.append(_null(flow, norm, tuple(k for k, _ in found), d, min(d, rows), None, joint=True))
+        for where, n, bias in found:
+            if bias is not None or shift is None:
+                out.append(_null(norm, (where,), n, n, bias, joint=False))
+        rows = sum(n for _, n, bias in found if bias is None)
+        if rows and shift is not None and uses[shift] == 1 and norm not in spoiled and _only_read(flow, norm):
+            d = shift.shape[0]
+            out.append(_null(norm, tuple(s for s, _, _ in found), d, min(d, rows), None, joint=True))
     return out
 
 
-def classes_size(flow: Flow, key: SlotKey) -> int:
-    """Number of units of a slot."""
-    return next(leaf.size for s, leaf in flow.classes.cells.slots(key[0], key[1]) if s == key[2])
-
-
-def _null(
-    flow: Flow, norm: Norm, keys: tuple[SlotKey, ...], length: int, dim: int, bias: str | None, *, joint: bool
-) -> Symmetry:
-    slices = tuple(slice_of(flow.classes, k, (), "read") for k in keys)
+def _null(norm: Norm, slices: tuple[Slice, ...], length: int, dim: int, bias: str | None, *, joint: bool) -> Symmetry:
     gain = norm.gain.value.name if norm.gain is not None else None
     shift = norm.bias.value.name if norm.bias is not None else None
     moved = [f"{s.param}[{s.dim}]" for s in slices]
@@ -126,35 +118,32 @@ def _null(
     )  # fmt: skip
 
 
-def _read_slot(cells: Cells, record: Product, w: Operand, norm: Norm) -> SlotKey | None:
-    """The slot of a weight contracted with the whole normalised axis, if the weight is one cell in it."""
-    label = next((k for k in w.groups if k not in record.out.groups), None)
-    contracted = [k for f in record.factors for k in f.groups if k not in record.out.groups]
-    if label is None or set(contracted) != {label} or len(w.groups[label]) != 1:
+def _read_slice(cells: Cells, record: Product, w: Operand, norm: Norm) -> Slice | None:
+    """The dimension of a weight that is contracted with the whole normalised axis, if that is all it is."""
+    contracted = {k for f in record.factors for k in f.groups if k not in record.out.groups}
+    if len(contracted) != 1 or len(w.groups.get(label := next(iter(contracted)), ())) != 1:
         return None
-    d = w.groups[label][0]
-    parts = cells.layout(w.value)
+    (d,) = w.groups[label]
     target = [p.leaves for dim in _reduced_dims(norm) for p in cells.layout(norm.x.value)[dim]]
-    if len(parts[d]) != 1 or len(parts[d][0].leaves) != 1 or target != [parts[d][0].leaves]:
+    if len(target) != 1 or len(target[0]) != 1 or target != [p.leaves for p in cells.layout(w.value)[d]]:
         return None
-    if any(len(p) > 1 for i, p in enumerate(parts) if i != d):  # a fused reader: one slot for the whole weight
-        return (w.value, tuple(-1 if i != d else 0 for i in range(w.value.ndim)), (d, 0))
-    return (w.value, (0,) * w.value.ndim, (d, 0))
+    n = w.value.shape[d]
+    return Slice(w.value.name, d, np.arange(n).reshape(1, n, 1), "read")
 
 
 def _reduced_dims(norm: Norm) -> list[int]:
     return [d for label in norm.reduced for d in norm.x.groups.get(label, ())]
 
 
-def _bias_behind(flow: Flow, out: Operand) -> str | None:
-    """The bias that is added right behind a product, if it covers the same entries as the product's own axes."""
+def _bias_behind(flow: Flow, out: Operand, entries: int) -> str | None:
+    """The bias that is added right behind a product, one number for every row of the weight."""
     users = flow.consumers[out.value]
     if len(users) != 1 or not isinstance(users[0][0], Sum):
         return None
-    record = users[0][0]
-    for term in record.terms:
-        if term.value.kind == "param" and len(flow.consumers[term.value]) == 1:
-            return term.value.name
+    for term in users[0][0].terms:
+        v = term.value
+        if v.kind == "param" and len(flow.consumers[v]) == 1 and prod(v.shape) == entries:
+            return v.name
     return None
 
 

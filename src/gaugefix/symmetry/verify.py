@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from gaugefix.symmetry.generic import generic_parameters
+from gaugefix.symmetry.graph import named_outputs
 from gaugefix.symmetry.symmetries import Symmetries, Verification
 
 TOLERANCE = 1e-9
@@ -59,12 +61,25 @@ def to_double(tree: Any) -> Any:
     )
 
 
+class _Float64(TorchFunctionMode):
+    """Requests for lower precision inside a model (a norm that casts to float32) get float64 instead."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        low = {torch.float32: torch.float64, torch.float16: torch.float64, torch.bfloat16: torch.float64}
+        func = {Tensor.float: Tensor.double, Tensor.half: Tensor.double, Tensor.bfloat16: Tensor.double}.get(func, func)
+        args, kwargs = pytree.tree_map(
+            lambda item: low.get(item, item) if isinstance(item, torch.dtype) else item, (args, kwargs or {})
+        )
+        return func(*args, **kwargs)
+
+
 def float_outputs(
     model: nn.Module, params: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> list[Tensor]:
-    """Floating output tensors of a functional call, in pytree order."""
-    result = torch.func.functional_call(model, dict(params), args, dict(kwargs))
-    return [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor) and t.is_floating_point()]
+    """Floating output tensors of a functional call, in order."""
+    with _Float64():
+        result = torch.func.functional_call(model, dict(params), args, dict(kwargs))
+    return list(named_outputs(result).values())
 
 
 def relative_change(new: list[Tensor], old: list[Tensor]) -> float:
