@@ -1,5 +1,7 @@
 """gaugefix: find the symmetries of a network, see what they did, predict what they will do, use or remove them."""
 
+from gaugefix.audit import Audit as Audit
+from gaugefix.audit import audit as audit
 from gaugefix.errors import ConvergenceWarning as ConvergenceWarning
 from gaugefix.errors import GaugefixError as GaugefixError
 from gaugefix.errors import ValidityWarning as ValidityWarning

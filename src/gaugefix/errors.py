@@ -27,6 +27,10 @@ class StudyError(GaugefixError, ValueError):
     """A study is unknown or cannot run here."""
 
 
+class ReportError(GaugefixError, OSError):
+    """A report cannot be written."""
+
+
 class ConvergenceWarning(UserWarning):
     """An iterative result stopped before it converged."""
 

@@ -184,7 +184,7 @@ def load_task(target: str, *, data_dir: str | Path | None = None, seed: int = 0)
 
     Example:
         >>> load_task("digits-mlp").batch_size
-        32
+        480
     """
     from gaugefix.builtin import BUILTIN  # late: needs scikit-learn for the data
 

@@ -48,11 +48,12 @@ def flat_directions(
     seed: int = 0,
     threshold: float = 1e-9,
     max_parameters: int = 6000,
+    max_draws: int = 400,
 ) -> FlatDirections:
     """P − rank J, with J = ∂f(x_i; θ)/∂θ stacked over random inputs x_i, in float64 at a generic θ.
 
-    Inputs are drawn anew until J has 1.2 P rows (600 at least): floating inputs from N(0, 1), integer inputs
-    uniformly from the range seen in the example.
+    Inputs are drawn anew until J has 1.2 P rows (600 at least) and twice as many do not raise its rank: floating
+    inputs from N(0, 1), integer inputs uniformly from the range seen in the example.
 
     Args:
         model: any module; a copy is used.
@@ -62,6 +63,7 @@ def flat_directions(
         seed: of parameters and inputs.
         threshold: singular values below ``threshold`` times the largest count as zero.
         max_parameters: refuse larger models; the cost grows as P³.
+        max_draws: batches of inputs drawn at most in each round.
 
     Returns:
         The count with its quality.
@@ -69,7 +71,7 @@ def flat_directions(
     Raises:
         MeasurementError: if the model is too large for a dense Jacobian.
 
-    Cost: about 1.2 P vector-Jacobian products and one SVD of a 1.2 P x P matrix.
+    Cost: a few P vector-Jacobian products and SVDs of P x P matrices.
 
     Source: 2309.16932.
 
@@ -90,22 +92,25 @@ def flat_directions(
         )
     lab = laboratory_copy(model)
     args, kwargs = to_double(args), to_double(dict(kwargs or {}))
-    blocks: list[Tensor] = []
-    rows = 0
-    while rows < max(1.2 * n, 600):
-        args_i, kwargs_i = pytree.tree_map(lambda t: _redraw(t, generator), (args, kwargs))
-        block = _jacobian(lab, point, args_i, kwargs_i)
-        blocks.append(block)
-        rows += len(block)
-        if not len(block) or len(blocks) > 400:
+    root = torch.zeros(0, n, dtype=torch.float64)  # RᵀR = JᵀJ: all that is needed of the rows so far
+    rows, target, values, previous = 0, max(1.2 * n, 600.0), torch.zeros(1), -1
+    while True:
+        blocks = [root]
+        while rows < target and len(blocks) <= max_draws:
+            drawn = pytree.tree_map(lambda t: _redraw(t, generator), (args, kwargs))
+            blocks.append(_jacobian(lab, point, *drawn))
+            rows += len(blocks[-1])
+        stacked = torch.cat(blocks)
+        root = torch.linalg.qr(stacked, mode="r")[1] if len(stacked) > n else stacked
+        values = torch.linalg.svdvals(root)
+        rank = int((values > threshold * values[0]).sum()) if len(values) and values[0] > 0 else 0
+        if rank == previous or rows < target:
             break
-    jacobian = torch.cat(blocks)
-    values = torch.linalg.svdvals(jacobian)
-    rank = int((values > threshold * values[0]).sum()) if values[0] > 0 else 0
+        previous, target = rank, 2 * rows  # more inputs may still show more directions
     kept = float(values[rank - 1]) if rank else 0.0
     dropped = float(values[rank]) if rank < len(values) else 0.0
     gap = kept / dropped if dropped > 0 else math.inf
-    return FlatDirections(n - rank, n, rank, gap, rows, rows >= 1.2 * n and gap > 1e3)
+    return FlatDirections(n - rank, n, rank, gap, rows, rows >= target and gap > 1e3)
 
 
 def _redraw(item: Any, generator: torch.Generator) -> Any:

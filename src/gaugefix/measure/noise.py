@@ -74,9 +74,9 @@ def gradient_noise(task: Task, *, max_samples: int = 2048, seed: int = 0) -> Gra
 
     Example:
         >>> from gaugefix import load_task
-        >>> noise = gradient_noise(load_task("digits-mlp"), max_samples=64)
+        >>> noise = gradient_noise(load_task("digits-mlp"), max_samples=480)
         >>> noise.n_samples, noise.method
-        (64, 'ghost norms')
+        (480, 'ghost norms')
     """
     if max_samples < 1:
         raise MeasurementError(f"gradient_noise: max_samples must be at least 1, got {max_samples!r}.")

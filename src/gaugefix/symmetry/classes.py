@@ -111,8 +111,11 @@ class Classes:
         self.data = {v for v in lower.values if v.kind == "input"}  # what only buffers enter is no data
         for record in lower.records:
             sources = [record.whole] if isinstance(record, Cut) else [o.value for o in record.operands()]
-            if any(v in self.data for v in sources):
+            looked_up = isinstance(record, Sum) and any(o.hidden_dims() for o in record.terms)
+            if looked_up or any(v in self.data for v in sources):
                 self.data.add(record.out.value)
+            elif isinstance(record, Cut) and record.out.value in self.data:
+                self.data.add(record.whole)  # a concatenation
             try:
                 for joint in self.cells.joint(record):
                     self._read(record, joint)

@@ -26,6 +26,11 @@ class Operand:
     value: Value
     groups: Mapping[Label, tuple[int, ...]]
 
+    def hidden_dims(self) -> set[int]:
+        """Dimensions without a label that do not just broadcast: read at one position that data choose."""
+        named = {d for dims in self.groups.values() for d in dims}
+        return {d for d in range(self.value.ndim) if d not in named and self.value.shape[d] != 1}
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Record:

@@ -102,7 +102,7 @@ class ShiftFlow:
             onward = record.out.value in data or good.get(record.out.value, False)
             for operand in [Operand(record.whole, {})] if isinstance(record, Cut) else record.operands():
                 added = isinstance(record, Sum | Cut) or (isinstance(record, Norm) and operand is record.bias)
-                table = isinstance(record, Sum) and bool(_unlabelled_dims(operand))
+                table = isinstance(record, Sum) and bool(operand.hidden_dims())
                 good[operand.value] = good.get(operand.value, True) and added and (onward or table)
         return {v for v in lower.graph.params.values() if good.get(v, False)}
 
@@ -110,7 +110,7 @@ class ShiftFlow:
         """What arrives at a cell of an operand; a parameter that may shift is its own unknown."""
         key = (operand.value, cell)
         if key not in self._forms and operand.value in self._shiftable:
-            hidden = _unlabelled_dims(operand)
+            hidden = operand.hidden_dims()
             slots = [(s, leaf) for s, leaf in self.classes.cells.slots(*key) if s[0] not in hidden]
             self.sources[key] = frozenset(leaf for _, leaf in slots)
             self._forms[key] = {key: Arrival("copy", 1.0, frozenset(s for s, _ in slots))}
@@ -268,12 +268,6 @@ class ShiftFlow:
 
 def _inputs(record: Record) -> list[Value]:
     return [record.whole] if isinstance(record, Cut) else [o.value for o in record.operands()]
-
-
-def _unlabelled_dims(operand: Operand) -> set[int]:
-    """Dimensions that a sum reads at one data-dependent position: the rows of a table."""
-    named = {d for dims in operand.groups.values() for d in dims}
-    return {d for d in range(operand.value.ndim) if d not in named and operand.value.shape[d] != 1}
 
 
 def _add(a: Form, b: Form) -> Form:

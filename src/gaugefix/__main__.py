@@ -1,0 +1,5 @@
+"""``python -m gaugefix``."""
+
+from gaugefix.cli import main
+
+main()

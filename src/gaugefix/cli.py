@@ -1,0 +1,224 @@
+"""The command line: parses, calls, prints. Everything it can do is a Python function of the package."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gaugefix.errors import GaugefixError
+
+FINE, FINDING, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    name="gaugefix",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="TARGET",
+        help="What to look at: a built-in task ([bold]digits-mlp[/], digits-mlp-tanh, mnist-mlp), or "
+        "[bold]package.module:factory[/], your own function that returns a gaugefix.Task.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder with data files such as mnist.npz.", envvar="GAUGEFIX_DATA", show_default=False),
+]
+Seed = Annotated[int, typer.Option(help="Seed of the initial weights and of the data order.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if there is something to act on.")]
+
+
+class Level(StrEnum):
+    """How much an audit measures."""
+
+    quick = "quick"
+    full = "full"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from gaugefix import __version__
+
+        typer.echo(f"gaugefix {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """See what the symmetries of a network have done to it, and what they will do next.
+
+    Start with [bold]gaugefix audit digits-mlp[/].
+    """
+    del version
+
+
+@app.command()
+def audit(
+    target: Target,
+    level: Annotated[Level, typer.Option(help="How much to measure; full adds what takes longer.")] = Level.quick,
+    as_json: AsJson = False,
+    html: Annotated[Path | None, typer.Option(help="Where to write the page.", show_default="OUT/audit.html")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for audit.html and audit.json.", show_default="this folder")
+    ] = None,
+    data_dir: DataDir = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=0, help="Passes to train first.", show_default="what the task says")
+    ] = None,
+    no_train: Annotated[bool, typer.Option("--no-train", help="Measure the model as it comes.")] = False,
+    seed: Seed = 0,
+    strict: Strict = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+) -> None:
+    """Train a task, find its symmetries, measure what they did, forecast what they will do.
+
+    Prints a summary that ends with what to do next, and writes [bold]audit.html[/] and [bold]audit.json[/]. For
+    machines, --json prints JSON instead; files are then written only where --out or --html say so.
+
+    Example: [bold]gaugefix audit digits-mlp --epochs 50 --out results[/]
+    """
+    from gaugefix.audit import audit as run_audit
+    from gaugefix.task import load_task
+
+    task = load_task(target, data_dir=data_dir, seed=seed)
+    passes = 0 if no_train else epochs
+    if passes is not None:
+        task = replace(task, epochs=passes)
+    result = run_audit(task, level=level.value, progress=not quiet, seed=seed)
+    if as_json:
+        typer.echo(result.to_json(), nl=False)
+    else:
+        Console().print(result)
+    written = []
+    if html is not None or out is not None or not as_json:
+        folder = out or Path()
+        written.append(html or folder / "audit.html")
+        result.to_html(written[0])
+    if out is not None or not as_json:
+        written.append((out or Path()) / "audit.json")
+        result.to_json(written[1])
+    if written and not as_json:
+        Console().print(_files(written))
+    _leave(strict and any(a.severity == "act" for a in result.advice))
+
+
+@app.command()
+def symmetries(target: Target, as_json: AsJson = False, data_dir: DataDir = None, seed: Seed = 0) -> None:
+    """List the symmetries of a model without training it.
+
+    Example: [bold]gaugefix symmetries digits-mlp[/]
+    """
+    from gaugefix.symmetry import find_symmetries
+    from gaugefix.task import load_task
+
+    task = load_task(target, data_dir=data_dir, seed=seed)
+    found = find_symmetries(task.model, task.inputs(task.first_batch()))
+    typer.echo(found.to_json() if as_json else found.table())
+
+
+@app.command()
+def papers(as_json: AsJson = False) -> None:
+    """List the papers behind gaugefix, and which of them are reproduced so far.
+
+    Example: [bold]gaugefix papers[/]
+    """
+    from gaugefix.studies import papers as all_papers
+
+    known = all_papers()
+    if as_json:
+        typer.echo(_json([p.to_dict() for p in known]))
+        return
+    table = Table("paper", "status", "claims", "title", title="Papers", title_justify="left", box=None, pad_edge=False)
+    for p in known:
+        table.add_row(Text(p.id), Text(p.status), str(len(p.claims) or "–"), Text(p.title))
+    Console().print(table)
+
+
+@app.command()
+def reproduce(
+    paper: Annotated[str, typer.Argument(metavar="PAPER", help="arXiv id, for example [bold]2309.16932[/].")],
+    full: Annotated[bool, typer.Option("--full", help="The sizes of the paper instead of the quick setting.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of independent runs.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="Folder for figures and tables.", show_default=False)] = None,
+    as_json: AsJson = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a claim fails.")] = False,
+) -> None:
+    """Run the claims of a paper: predicted against measured, with the tolerance.
+
+    Example: [bold]gaugefix reproduce 2309.16932 --out results[/]
+    """
+    from gaugefix.report.progress import Stages
+    from gaugefix.studies import reproduce as run_study
+
+    with Stages(shown=not as_json) as stages:
+        result = run_study(paper, full=full, seeds=seeds, out=out, progress=stages.follow("Claims"))
+    if as_json:
+        typer.echo(_json(result.to_dict()))
+    else:
+        Console().print(result)
+    _leave(strict and not result.passed)
+
+
+@app.command()
+def cite(
+    paper: Annotated[str, typer.Argument(metavar="PAPER", help="arXiv id, for example [bold]2309.16932[/].")],
+) -> None:
+    """Print the BibTeX entry of a paper.
+
+    Example: [bold]gaugefix cite 2309.16932 >> references.bib[/]
+    """
+    from gaugefix.studies import cite as bibtex
+
+    typer.echo(bibtex(paper))
+
+
+def _leave(finding: bool) -> None:
+    """Exit with the code for a finding, if there is one."""
+    if finding:
+        raise typer.Exit(FINDING)
+
+
+def _json(value: Any) -> str:
+    from gaugefix.measure.records import plain
+
+    return json.dumps(plain(value), indent=2, allow_nan=False)
+
+
+def _files(paths: list[Path]) -> Text:
+    """Where the report is, one absolute path a line."""
+    text = Text("Report", style="bold")
+    for path in paths:
+        text.append(f"\n  {path.expanduser().absolute()}", style="not bold")
+    return text
+
+
+def main() -> NoReturn:
+    """The console script: errors that a user can mend are one line on standard error and exit code 2."""
+    try:
+        app()
+    except GaugefixError as error:
+        line = Text.assemble(("error: ", "bold red"), str(error))
+        Console(stderr=True, soft_wrap=True).print(line)
+        sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    sys.exit(FINE)

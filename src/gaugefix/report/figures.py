@@ -1,0 +1,228 @@
+"""The plots of the page as plain Plotly specifications.
+
+Colours are written ``"var:--name"``; the page replaces them by its CSS variables, so plots follow the theme. Names
+from the model are escaped here because Plotly reads a subset of HTML in labels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from gaugefix.report.format import number
+
+Figure = dict[str, Any]
+_SERIES = tuple(f"var:--series-{i}" for i in range(1, 7))
+_SMALLEST = 1e-12  # what a log axis can show
+
+
+def figures(data: Mapping[str, Any]) -> dict[str, Figure]:
+    """All plots for which there are numbers.
+
+    Args:
+        data: from `gaugefix.audit.Audit.to_dict`.
+
+    Returns:
+        ``{id: {"label", "height", "data", "layout"}}``; ``label`` describes the plot to a screen reader.
+    """
+    made: dict[str, Figure | None] = {
+        "forecast": _forecast(data["forecast"]) if data["forecast"] else None,
+        "spectrum": _spectrum(data["collapse"]["units"]) if data["collapse"] else None,
+        "balance": _balance(data["charges"]["units"]) if data["charges"] else None,
+        "noise": _noise(data["noise"]["groups"]) if data["noise"] else None,
+        "training": _training(data["training"]),
+    }
+    return {name: figure for name, figure in made.items() if figure is not None}
+
+
+def _figure(label: str, traces: Sequence[Mapping[str, Any]], *, height: int = 340, **layout: Any) -> Figure:
+    return {"label": label, "height": height, "data": list(traces), "layout": layout}
+
+
+def _log_axis(title: str, values: Iterable[float | None]) -> dict[str, Any]:
+    """A logarithmic axis with few labels: 1, 2, 5 over a few decades, only powers of ten over many."""
+    shown = [math.log10(v) for v in values if v is not None and v > _SMALLEST]
+    decades = max(shown, default=0.0) - min(shown, default=0.0)
+    step: float | str = max(1, round(decades / 5)) if decades > 3 else "D2" if decades > 0.7 else "D1"
+    powers = {"tickformat": "", "exponentformat": "power"} if decades > 5 else {"tickformat": "~g"}
+    return {"title": {"text": title}, "type": "log", "dtick": step, **powers}
+
+
+def _forecast(forecast: Mapping[str, Any]) -> Figure | None:
+    """Layers as rows, weight decay as the axis: drives, birth threshold, critical value, and where the run is."""
+    classes = forecast["classes"]
+    traces = [t for row, c in enumerate(classes) for t in _forecast_row(row, c)]
+    if not traces:
+        return None
+    decay = forecast["weight_decay"]
+    top = len(classes) - 0.4
+    line = {"type": "line", "x0": decay, "x1": decay, "y0": -0.6, "y1": top, "line": {"color": "var:--ink", "width": 2}}
+    note = {
+        "x": math.log10(decay) if decay else 0,
+        "y": -0.58,
+        "text": f"λ = {number(decay)}",
+        "xshift": 5,
+        "showarrow": False,
+    }
+    return _figure(
+        "Drives of the live units, birth threshold and critical weight decay of every layer, "
+        f"on an axis of weight decay; the run used {number(decay)}",
+        traces,
+        height=170 + 90 * len(classes),
+        xaxis=_log_axis("weight decay", (x for t in traces for x in t["x"])),
+        yaxis={
+            "tickvals": list(range(len(classes))),
+            "ticktext": [escape(c["name"]) for c in classes],
+            "range": [len(classes) - 0.4, -0.6],
+            "zeroline": False,
+            "showgrid": False,
+        },
+        shapes=[line] if decay else [],
+        annotations=[{**note, "xanchor": "left", "yanchor": "top"}] if decay else [],
+    )
+
+
+def _forecast_row(row: int, item: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    name = escape(item["name"])
+    live = [(i, d) for i, d in enumerate(item["drives"]) if d is not None and d > _SMALLEST]
+    if live:
+        yield {
+            "name": "drive of a live unit",
+            "legendgroup": "drive",
+            "showlegend": row == 0,
+            "mode": "markers",
+            "x": [d for _, d in live],
+            "y": [row + 0.22 * math.sin(2.4 * i) for i, _ in live],  # spread so that equal drives stay visible
+            "text": [f"{name}, unit {i}" for i, _ in live],
+            "hovertemplate": "%{text}<br>drive %{x:.4g}<extra></extra>",
+            "marker": {
+                "color": ["var:--fading" if i in item["dying"] else "var:--alive" for i, _ in live],
+                "size": 8,
+                "opacity": 0.6,
+            },
+        }
+    for key, label, symbol, color in (
+        ("kappa", "birth threshold κ", "diamond", "var:--accent"),
+        ("critical_weight_decay", "critical λ<sub>c</sub> of the layer", "x", "var:--dead"),
+    ):
+        value = item[key]
+        if value is not None and value > _SMALLEST:
+            yield {
+                "name": label,
+                "legendgroup": key,
+                "showlegend": row == 0,
+                "mode": "markers",
+                "x": [value],
+                "y": [row],
+                "hovertemplate": f"{name}<br>{label} %{{x:.4g}}<extra></extra>",
+                "marker": {"color": color, "size": 12, "symbol": symbol, "line": {"color": "var:--paper", "width": 1}},
+            }
+
+
+def _spectrum(units: Sequence[Mapping[str, Any]]) -> Figure | None:
+    traces = []
+    for k, unit in enumerate(units):
+        top = max((s or 0.0 for s in unit["spectrum"]), default=0.0)
+        if top <= 0:
+            continue
+        kept = [(i + 1, s / top) for i, s in enumerate(unit["spectrum"]) if s is not None and s / top > _SMALLEST]
+        name = escape(unit["name"])
+        traces.append({
+            "name": name,
+            "mode": "lines+markers",
+            "x": [i for i, _ in kept],
+            "y": [s for _, s in kept],
+            "hovertemplate": f"{name}<br>σ %{{x}}: %{{y:.3g}}<extra></extra>",
+            "line": {"color": _SERIES[k % len(_SERIES)], "width": 2},
+            "marker": {"size": 5},
+        })
+    if not traces:
+        return None
+    return _figure(
+        "Singular values of every layer, relative to the largest",
+        traces,
+        xaxis={"title": {"text": "singular value, from the largest"}, "rangemode": "tozero"},
+        yaxis=_log_axis("relative size", (y for t in traces for y in t["y"])),
+        showlegend=True,
+    )
+
+
+def _balance(units: Sequence[Mapping[str, Any]]) -> Figure | None:
+    traces: list[dict[str, Any]] = []
+    seen: list[float] = []
+    for k, unit in enumerate(units):
+        pairs = zip(unit["incoming"], unit["outgoing"], strict=True)
+        live = [(i, w, u) for i, (w, u) in enumerate(pairs) if w and u and min(w, u) > _SMALLEST]
+        if not live:
+            continue
+        name = escape(unit["name"])
+        seen += [v for _, w, u in live for v in (w, u)]
+        traces.append({
+            "name": name,
+            "mode": "markers",
+            "x": [w for _, w, _ in live],
+            "y": [u for *_, u in live],
+            "text": [f"{name}, unit {i}" for i, *_ in live],
+            "hovertemplate": "%{text}<br>incoming %{x:.3g}, outgoing %{y:.3g}<extra></extra>",
+            "marker": {"color": _SERIES[k % len(_SERIES)], "size": 9, "opacity": 0.75},
+        })
+    if not traces:
+        return None
+    ends = [min(seen), max(seen)]
+    line = {"color": "var:--faint", "width": 1.5, "dash": "dot"}
+    diagonal = {"name": "balanced", "mode": "lines", "x": ends, "y": ends, "line": line, "hoverinfo": "skip"}
+    return _figure(
+        "Outgoing against incoming squared norm of every unit; balanced units lie on the diagonal",
+        [diagonal, *traces],
+        xaxis=_log_axis("incoming ‖w‖²", seen),
+        yaxis=_log_axis("outgoing ‖u‖²", seen),
+        showlegend=True,
+    )
+
+
+def _noise(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
+    known = [g for g in groups if g["snr"] is not None and g["snr"] > _SMALLEST]
+    if not known:
+        return None
+    names = [escape(g["name"]) for g in known]
+    bars = {
+        "type": "bar",
+        "orientation": "h",
+        "x": [g["snr"] for g in known],
+        "y": list(range(len(known))),
+        "text": names,
+        "textposition": "none",
+        "hovertemplate": "%{text}<br>signal / noise %{x:.3g}<extra></extra>",
+        "marker": {"color": "var:--series-1"},
+    }
+    line = {"type": "line", "x0": 1, "x1": 1, "y0": -0.6, "y1": len(known) - 0.4, "line": {"color": "var:--faint"}}
+    return _figure(
+        "Signal-to-noise ratio of one minibatch for every parameter",
+        [bars],
+        height=130 + 30 * len(known),
+        xaxis=_log_axis("signal / noise of one minibatch", [1.0, *bars["x"]]),
+        yaxis={"tickvals": bars["y"], "ticktext": names, "autorange": "reversed", "showgrid": False},
+        shapes=[line],
+        bargap=0.4,
+    )
+
+
+def _training(losses: Sequence[float | None]) -> Figure | None:
+    if len(losses) < 2:
+        return None
+    curve = {
+        "mode": "lines",
+        "x": list(range(1, len(losses) + 1)),
+        "y": list(losses),
+        "hovertemplate": "pass %{x}: loss %{y:.4g}<extra></extra>",
+        "line": {"color": "var:--accent", "width": 2},
+    }
+    return _figure(
+        f"Training loss over {len(losses)} passes, from {number(losses[0])} to {number(losses[-1])}",
+        [curve],
+        height=280,
+        xaxis={"title": {"text": "pass over the data"}},
+        yaxis=_log_axis("mean loss", losses),
+    )

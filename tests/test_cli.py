@@ -1,0 +1,263 @@
+"""The command line: output, files, exit codes, and no traceback for what a user can mend."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import gaugefix
+from gaugefix import cli
+
+TASK_FILE = """
+import torch
+from torch import nn
+from gaugefix import Task
+
+def loss(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+def make(seed=0, dead=False):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(32, 4, generator=g)
+    y = x[:, :3].argmax(1)
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    if dead:
+        with torch.no_grad():
+            model[0].weight[0], model[0].bias[0], model[2].weight[:, 0] = 0, 0, 0
+    return Task(model, loss, lambda: [(x, y)], lr=0.1, weight_decay=1e-3, batch_size=32, epochs=2, name="mine")
+
+def make_dead():
+    return make(dead=True)
+
+def make_broken():
+    return 3
+
+def make_long():
+    from dataclasses import replace
+    from pathlib import Path
+    task = make()
+
+    def batches(seed=0):
+        if seed == 100:
+            Path("it-trains").touch()
+        return task.batches()
+
+    return replace(task, batches=batches, epochs=10**7)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a user's own task file, as the current folder."""
+    (tmp_path / "my_task.py").write_text(TASK_FILE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "my_task", raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+    return tmp_path
+
+
+def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The console script in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["gaugefix", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return 0 if stop.value.code is None else int(stop.value.code)
+
+
+class TestAudit:
+    def test_tables_and_files(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run("audit", "my_task:make", "--quiet", monkeypatch=monkeypatch) == 0
+        out, err = capsys.readouterr()
+        assert out.index("Audit of mine") < out.index("What to do next") < out.index("audit.html")
+        assert err == ""
+        assert (folder / "audit.html").read_text().startswith("<!doctype html>")
+        assert json.loads((folder / "audit.json").read_text())["task"]["epochs"] == 2
+
+    def test_json_is_alone_on_standard_output(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run("audit", "my_task:make", "--json", "--epochs", "1", monkeypatch=monkeypatch) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out)["task"]["epochs"] == 1
+        assert "Training" in err
+        assert not list(folder.glob("audit.*"))
+
+    def test_where_files_go(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        arguments = ("audit", "my_task:make", "-q", "--no-train", "--out", "results/one", "--html", "page.html")
+        assert run(*arguments, monkeypatch=monkeypatch) == 0
+        assert (folder / "page.html").is_file()
+        assert json.loads((folder / "results" / "one" / "audit.json").read_text())["task"]["epochs"] == 0
+        assert not (folder / "results" / "one" / "audit.html").exists()
+
+    @pytest.mark.parametrize(
+        ("target", "options", "code"),
+        [("make_dead", (), 0), ("make_dead", ("--strict",), 1), ("make", ("--strict",), 0)],
+    )
+    def test_strict(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, target: str, options: tuple[str, ...], code: int
+    ) -> None:
+        arguments = ("audit", f"my_task:{target}", "-q", "--no-train", *options)
+        assert run(*arguments, monkeypatch=monkeypatch) == code
+        assert (folder / "audit.json").is_file()  # a finding is no reason to write less
+
+    def test_a_folder_that_cannot_be_written(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (folder / "file").write_text("")
+        arguments = ("audit", "my_task:make", "-q", "--no-train", "--out", "file")
+        assert run(*arguments, monkeypatch=monkeypatch) == 2
+        assert "Choose another folder." in capsys.readouterr().err
+
+
+class TestUserErrors:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("audit", "nope"), "error: Unknown task 'nope'. Built in: digits-mlp"),
+            (("audit", "hf:gpt2"), "not built yet"),
+            (("audit", "my_task:make_broken"), "must return a gaugefix.Task, got int"),
+            (("audit", "my_task:absent"), "has no function 'absent'"),
+            (("audit", "mnist-mlp", "--data-dir", "nowhere"), "mnist.npz, which does not exist"),
+            (("symmetries", "nope"), "Unknown task"),
+            (("reproduce", "0000.00000"), "0000.00000"),
+            (("cite", "0000.00000"), "0000.00000"),
+        ],
+    )
+    def test_one_line_and_exit_code_2(
+        self,
+        folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        arguments: tuple[str, ...],
+        message: str,
+    ) -> None:
+        assert run(*arguments, monkeypatch=monkeypatch) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert message in err
+        assert [p.name for p in folder.iterdir() if p.suffix in {".html", ".json"}] == []
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ("audit",),
+            ("audit", "digits-mlp", "--level", "deep"),
+            ("audit", "digits-mlp", "--epochs", "-1"),
+            ("audit", "digits-mlp", "--colour"),
+            ("reproduce", "2309.16932", "--seeds", "0"),
+            ("unknown",),
+        ],
+    )
+    def test_usage(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+    ) -> None:
+        assert run(*arguments, monkeypatch=monkeypatch) == 2
+        assert "Traceback" not in capsys.readouterr().err
+
+    def test_names_are_not_read_as_markup(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run("audit", "[/red]", monkeypatch=monkeypatch) == 2
+        assert "'[/red]'" in capsys.readouterr().err
+
+
+class TestOtherCommands:
+    def test_symmetries(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run("symmetries", "my_task:make", monkeypatch=monkeypatch) == 0
+        assert "6 flat directions of 51 parameters" in capsys.readouterr().out
+        assert run("symmetries", "my_task:make", "--json", monkeypatch=monkeypatch) == 0
+        assert json.loads(capsys.readouterr().out)["flat_dim"] == 6
+
+    def test_papers(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("papers", "--json", monkeypatch=monkeypatch) == 0
+        known = json.loads(capsys.readouterr().out)
+        assert len(known) == 45
+        assert all({"id", "title", "status", "claims"} <= set(p) for p in known)
+        assert run("papers", monkeypatch=monkeypatch) == 0
+        assert "2309.16932" in capsys.readouterr().out
+
+    def test_cite(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("cite", "2309.16932", monkeypatch=monkeypatch) == 0
+        assert capsys.readouterr().out.startswith("@")
+
+    @pytest.mark.parametrize(
+        ("passed", "options", "code"), [(True, ("--strict",), 0), (False, ("--strict",), 1), (False, (), 0)]
+    )
+    def test_reproduce(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        passed: bool,
+        options: tuple[str, ...],
+        code: int,
+    ) -> None:
+        """The study itself is tested with the studies; here only how its answer is passed on."""
+        asked = {}
+
+        class Result:
+            def __init__(self) -> None:
+                self.passed = passed
+
+            def to_dict(self) -> dict[str, float]:
+                return {"worst": float("nan")}
+
+        def fake(paper: str, **settings: object) -> Result:
+            asked.update(settings, paper=paper)
+            settings["progress"](1, 2, "a claim")  # type: ignore[operator]
+            return Result()
+
+        monkeypatch.setattr("gaugefix.studies.reproduce", fake)
+        assert run("reproduce", "2309.16932", "--seeds", "5", "--json", *options, monkeypatch=monkeypatch) == code
+        assert json.loads(capsys.readouterr().out) == {"worst": None}
+        assert (asked["paper"], asked["seeds"], asked["full"], asked["out"]) == ("2309.16932", 5, False, None)
+
+    def test_version(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("--version", monkeypatch=monkeypatch) == 0
+        assert capsys.readouterr().out == f"gaugefix {gaugefix.__version__}\n"
+
+    @pytest.mark.parametrize("command", ["audit", "symmetries", "reproduce", "papers", "cite"])
+    def test_every_help_has_an_example(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+    ) -> None:
+        assert run(command, "--help", monkeypatch=monkeypatch) == 0
+        assert f"Example: gaugefix {command}" in capsys.readouterr().out
+
+    def test_no_command_shows_the_help(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run(monkeypatch=monkeypatch)
+        shown = capsys.readouterr()
+        assert "gaugefix audit digits-mlp" in shown.out + shown.err
+
+
+def test_ctrl_c_is_clean(folder: Path) -> None:
+    command = [sys.executable, "-m", "gaugefix", "audit", "my_task:make_long"]
+    source = str(Path(gaugefix.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": source, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "it-trains").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert b"Traceback" not in out + err
+    assert not list(folder.glob("audit.*"))
