@@ -25,7 +25,6 @@ class Flow:
     classes: Classes
     consumers: dict[Value, list[tuple[Record, int]]] = field(default_factory=lambda: defaultdict(list))
     producers: dict[Value, Record] = field(default_factory=dict)
-    concatenations: set[Value] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Index the records."""
@@ -33,13 +32,9 @@ class Flow:
         self.outputs = set(lower.zero)
         for record in lower.records:
             if isinstance(record, Cut):
-                # a cut of a made value is read from it; a cut of a concatenation makes it
-                made = record.whole in self.producers or record.whole.kind != "op"
-                self.consumers[record.whole if made else record.out.value].append((record, 1 if made else 0))
-                if made:
-                    self.producers.setdefault(record.out.value, record)
-                else:
-                    self.concatenations.add(record.whole)
+                source, made = (record.out.value, record.whole) if record.joins else (record.whole, record.out.value)
+                self.consumers[source].append((record, 0 if record.joins else 1))
+                self.producers.setdefault(made, record)
                 continue
             self.producers[record.out.value] = record
             for i, operand in enumerate(record.operands()):
@@ -61,7 +56,7 @@ class Flow:
         if (value, cell, slot) in seen:
             return True
         seen.add((value, cell, slot))
-        if value in self.outputs or not self.consumers[value] or value in self.concatenations:
+        if value in self.outputs or not self.consumers[value]:
             return False
         for record, i in self.consumers[value]:
             for joint in self.classes.cells.joint(record):
@@ -86,6 +81,42 @@ class Flow:
                             return False
                     case _:
                         return False
+        return True
+
+    def removes_axis(self, value: Value, dim: int, seen: set[tuple[Value, int]] | None = None) -> bool:
+        """The same for a whole dimension, whatever parts its axis has.
+
+        Args:
+            value: where a multiple of the all-ones vector is added.
+            dim: along which dimension.
+            seen: used by the recursion.
+
+        Returns:
+            True if every path ends in a centred normalisation or a softmax over exactly that dimension.
+        """
+        seen = set() if seen is None else seen
+        if (value, dim) in seen:
+            return True
+        seen.add((value, dim))
+        if value in self.outputs or not self.consumers[value]:
+            return False
+        for record, i in self.consumers[value]:
+            if isinstance(record, Cut):
+                return False
+            operands = [record.out, *record.operands()]
+            label = next((k for k, dims in operands[i].groups.items() if dims == (dim,)), None)
+            if label is None:
+                return False
+            if isinstance(record, Norm) and i == 1 and record.centred and record.reduced == {label}:
+                continue
+            if isinstance(record, Softmax) and record.label == label:
+                continue
+            target = record.out.groups.get(label, ())
+            shared = isinstance(record, Product) and sum(label in o.groups for o in operands[1:]) > 1
+            if not isinstance(record, Sum | Product) or shared or len(target) != 1:
+                return False
+            if not self.removes_axis(record.out.value, target[0], seen):
+                return False
         return True
 
     @staticmethod

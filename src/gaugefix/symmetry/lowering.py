@@ -225,10 +225,17 @@ class Lowering:
             )
         )
 
-    def cut(self, whole: Value, dim: int, start: int, part: Value) -> None:
+    def cut(self, whole: Value, dim: int, start: int, part: Value, *, joins: bool = False) -> None:
         """``part`` equals ``whole`` on the positions ``start …`` of a dimension; their axes are related already."""
         self.records.append(
-            Cut(out=self.operand(part, aligned(part, part)), place=self._place, whole=whole, dim=dim, start=start)
+            Cut(
+                out=self.operand(part, aligned(part, part)),
+                place=self._place,
+                whole=whole,
+                dim=dim,
+                start=start,
+                joins=joins,
+            )
         )
 
     @property

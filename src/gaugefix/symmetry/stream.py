@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from math import prod
 
 import numpy as np
@@ -32,21 +33,23 @@ def _others(classes: Classes, key: SlotKey) -> int:
     return total // next(leaf.size for s, leaf in classes.cells.slots(value, cell) if s == slot)
 
 
-def find_stream_symmetries(classes: Classes, names: dict[Axis, str], shifting: set[Value]) -> list[Symmetry]:
+def find_stream_symmetries(
+    classes: Classes, names: dict[Axis, str], shifting: Mapping[Value, frozenset[Axis]]
+) -> list[Symmetry]:
     """Everything that normalisations allow beyond permutations, scales and constant shifts.
 
     Args:
         classes: the axis classes.
         names: readable names of the classes.
-        shifting: parameters that may move by a constant (see `shifts`), so that the common part is counted once.
+        shifting: parameters that may move by a constant (see `shifts`) with the leaves it may depend on, so that the
+            common part is counted once.
 
     Returns:
         Mean shifts, null directions, stream rotations, rotary pairs.
     """
     flow = Flow(classes)
     out: list[Symmetry] = []
-    for c in classes.by_leaf.values():
-        out += _mean_shifts(flow, c, shifting)
+    out += _mean_shifts(flow, shifting)
     out += _null_directions(flow)
     for c in classes.by_leaf.values():
         if c.norms:
@@ -56,21 +59,36 @@ def find_stream_symmetries(classes: Classes, names: dict[Axis, str], shifting: s
     return out
 
 
-def _mean_shifts(flow: Flow, c: AxisClass, shifting: set[Value]) -> list[Symmetry]:
+def _mean_shifts(flow: Flow, shifting: Mapping[Value, frozenset[Axis]]) -> list[Symmetry]:
+    """W → W + 1vᵀ, along a whole axis (which may be fused of parts) or along one leaf of it."""
+    classes = flow.classes
     out: list[Symmetry] = []
-    for key, _ in c.slots:
-        value, cell, slot = key
-        n = _others(flow.classes, key)
-        counted = value in shifting
-        if n - counted <= 0 or not flow.removed(value, cell, slot):
+    whole: set[tuple[Value, int]] = set()
+    for value in classes.cells.lower.graph.params.values():
+        if value not in classes.cells.lower.values:
             continue
-        out.append(
-            MeanShift(
-                f"{value.name}: add to every unit", f"T({n})", n - counted, (f"{value.name}[{slot[0]}]",), False,
-                where=slice_of(flow.classes, key), length=n,
-            )
-        )  # fmt: skip
+        for d, parts in enumerate(classes.cells.layout(value)):
+            if value.shape[d] > 1 and (len(parts) > 1 or len(parts[0].leaves) > 1) and flow.removes_axis(value, d):
+                whole.add((value, d))
+                n = prod(value.shape) // value.shape[d]
+                where = Slice(value.name, d, np.arange(value.shape[d]).reshape(1, -1, 1), "write")
+                out += _mean_shift(where, n, 0)
+    for c in classes.by_leaf.values():
+        for key, _ in c.slots:
+            value, cell, slot = key
+            if (value, slot[0]) in whole or not flow.removed(value, cell, slot):
+                continue
+            counted = prod(leaf.size for leaf in shifting[value] - {c.leaf}) if value in shifting else 0
+            out += _mean_shift(slice_of(classes, key), _others(classes, key), counted)
     return out
+
+
+def _mean_shift(where: Slice, n: int, counted: int) -> list[Symmetry]:
+    if n <= counted:
+        return []
+    axes = (f"{where.param}[{where.dim}]",)
+    name = f"{where.param}: add to every unit"
+    return [MeanShift(name, f"T({n})", n - counted, axes, False, where=where, length=n)]
 
 
 def _null_directions(flow: Flow) -> list[Symmetry]:
