@@ -105,7 +105,7 @@ def draw_plan(pick: Pick[Any]) -> Plan:
     narrow = pick((False,) * 9 + (True,))
     width = 4 if source in {"sequence", "tokens"} else pick((3, 4))
     raw = source == "vector" and pick((False, False, True))
-    blocks = [_draw_block(pick, source, narrow, raw and i == 0) for i in range(pick((1, 2, 2, 3)))]
+    blocks = [_draw_block(pick, source, narrow, i == 0 and (raw or source == "tokens")) for i in range(pick((1, 2, 2, 3)))]
     return Plan(
         source, pick((2, 3) if narrow else (7, 8)), pick((2, 3) if narrow else (7, 8)), 0 if raw else width,
         tuple(blocks), _draw_norm(pick, source), pick((True, True, False)),
@@ -120,17 +120,20 @@ def _draw_norm(pick: Pick[Any], source: str) -> str:
 
 def _draw_block(pick: Pick[Any], source: str, narrow: bool, first: bool) -> Block:
     kind = pick({"vector": VECTOR_KINDS, "image": IMAGE_KINDS}.get(source, SEQUENCE_KINDS))
-    if first and kind not in {"dense", "concat"}:
+    if first and source == "tokens":
+        kind = "attention"  # or the network is a table of a few words
+    elif first:
         kind = "dense"
     act = pick(("identity", *SMOOTH, *SMOOTH))
     width = pick((3, 4, 5, 6))
     if not narrow:
-        width = 6 if kind in {"gate", "low"} else max(width, 4)
+        width = 6 if kind in {"gate", "low"} else max(width, 5)
         if kind not in {"residual", "post", "scale"} and act == "identity":
             act = "leaky"
+    option = pick((0, 1, 2, 3))
     return Block(
-        kind, width, act, _draw_norm(pick, source), pick((True, True, False)), pick((0, 1, 2, 3)),
-        pick((False, False, False, True)),
+        kind, width, act, _draw_norm(pick, source), pick((True, True, False)),
+        option if narrow or kind != "low" else 1, pick((False, False, False, True)),
     )  # fmt: skip
 
 
@@ -222,7 +225,8 @@ class Step(nn.Module):
                 self.gain = nn.Parameter(torch.ones(d))
                 self.shift = nn.Parameter(torch.zeros(d)) if bias else None
             case "low":
-                self.first, self.second = nn.Parameter(torch.randn(d, 2)), nn.Parameter(torch.randn(2, h))
+                rank = d if b.option else 2
+                self.first, self.second = nn.Parameter(torch.randn(d, rank)), nn.Parameter(torch.randn(rank, h))
                 self.out = h
                 self.norm = make_norm(b.norm, h)
             case "attention":
@@ -255,6 +259,7 @@ class Step(nn.Module):
         return x + y if self.b.option % 2 else y
 
     def _repeat(self, x: Tensor) -> Tensor:
+        x = self._act(x)
         for _ in range(2):
             y = self._act(self.lin(x))
             x = x + y if self.b.option == 1 else y
@@ -305,7 +310,7 @@ class ImageStep(nn.Module):
                 self.norm, self.norm2 = make_norm(b.norm, h, image=True), make_norm(b.norm, c, image=True)
             case "conv-concat":
                 self.conv, self.out = nn.Conv2d(c, h, 1, bias=b.bias), c + h
-                self.norm = make_norm(b.norm, c, image=True)
+                self.norm = make_norm(b.norm, h, image=True)
             case "pool":
                 pass
             case _:
@@ -320,7 +325,7 @@ class ImageStep(nn.Module):
                 y = x + self.norm2(self.second(act(self.norm(self.conv(x)))))
                 return act(y) if self.b.option % 2 else y
             case "conv-concat":
-                return torch.cat([x, self.conv(act(self.norm(x)))], dim=1)
+                return torch.cat([x, act(self.norm(self.conv(x)))], dim=1)
             case _:
                 return F.max_pool2d(x, 2, 1) if self.b.option % 2 else F.avg_pool2d(x, 2, 1)
 
@@ -409,15 +414,14 @@ def build(plan: Plan) -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 def simpler(plan: Plan) -> list[Plan]:
     """Plans with one thing left out or made plain."""
-    out = [replace(plan, blocks=plan.blocks[:i] + plan.blocks[i + 1 :]) for i in range(len(plan.blocks))]
-    for name, plain in (("final", "none"), ("end", "none"), ("tied", False), ("bias", False), ("source", "vector")):
+    kept = int(plan.source == "tokens")  # the first attention, without which there are few distinct inputs
+    out = [replace(plan, blocks=plan.blocks[:i] + plan.blocks[i + 1 :]) for i in range(kept, len(plan.blocks))]
+    for name, plain in (("final", "none"), ("end", "none"), ("tied", False), ("bias", False)):
         if getattr(plan, name) != plain:
             out.append(replace(plan, **{name: plain}))
     for i, b in enumerate(plan.blocks):
-        for name, plain in (
-            ("norm", "none"), ("same", False), ("bias", False), ("option", 0), ("act", "tanh"), ("kind", "dense"),
-        ):  # fmt: skip
-            if getattr(b, name) != plain:
+        for name, plain in (("norm", "none"), ("same", False), ("bias", False), ("option", 0), ("act", "tanh")):
+            if getattr(b, name) != plain and b.act != "identity":
                 out.append(replace(plan, blocks=(*plan.blocks[:i], replace(b, **{name: plain}), *plan.blocks[i + 1 :])))
     return out
 
