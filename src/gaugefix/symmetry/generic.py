@@ -68,7 +68,8 @@ def generator_dims(symmetries: Iterable[Symmetry], params: Params, *, threshold:
             dims.append(0)
             continue
         fields = torch.stack(rows)
-        fields = fields / fields.norm(dim=1, keepdim=True).clamp_min(1e-300)
+        sizes = fields.norm(dim=1, keepdim=True)
+        fields = fields / sizes.clamp_min(1e-6 * sizes.max().clamp_min(1e-300))  # a projected one may be mere rounding
         for _ in range(2):  # twice is enough
             fields = fields - fields @ basis.T @ basis
         _, values, directions = torch.linalg.svd(fields, full_matrices=False)
