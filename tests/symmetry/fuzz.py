@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from tests.symmetry.architectures import Plan, build, random_plan, shrink
 
 from gaugefix.symmetry import find_symmetries
 from gaugefix.symmetry.generic import generator_dims
 from gaugefix.symmetry.verify import random_parameters
 from gaugefix.testing import flat_directions
-from tests.symmetry.architectures import Plan, build, random_plan, shrink
 
 #: points at which flat directions are counted until the count meets the claim; the smallest counts
 SEEDS = 6
@@ -91,7 +91,9 @@ def completeness(counts: Counter[str]) -> float | None:
     return counts["complete"] / judged if judged else None
 
 
-def run(start: int, n: int, *, minimise: bool = True, out: Path | None = None, budget: float = 1e9) -> dict[str, object]:
+def run(
+    start: int, n: int, *, minimise: bool = True, out: Path | None = None, budget: float = 1e9
+) -> dict[str, object]:
     """Examine many seeds.
 
     Args:
