@@ -68,7 +68,8 @@ def generator_dims(symmetries: Iterable[Symmetry], params: Params, *, threshold:
             dims.append(0)
             continue
         fields = torch.stack(rows)
-        fields = fields / fields.norm(dim=1, keepdim=True).clamp_min(1e-300)
+        norms = fields.norm(dim=1, keepdim=True)
+        fields = (fields / norms.clamp_min(1e-300)) * (norms > 1e-12 * norms.max())  # no rounding noise
         for _ in range(2):  # twice is enough
             fields = fields - fields @ basis.T @ basis
         _, values, directions = torch.linalg.svd(fields, full_matrices=False)
