@@ -6,8 +6,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from math import prod
 
-from gaugefix.symmetry.cells import Cell, Slot
-from gaugefix.symmetry.classes import Classes
+from gaugefix.symmetry.cells import Cell, JointSlot, Slot
+from gaugefix.symmetry.classes import Classes, SlotKey
 from gaugefix.symmetry.graph import Value
 from gaugefix.symmetry.records import Cut, Norm, Product, Record, Softmax, Sum
 
@@ -67,10 +67,12 @@ class Flow:
                     return False
                 match record:
                     case Norm():
-                        if not (i == 1 and record.centred and self._alone(record, name[0], joint.slot_names(1))):
+                        if not (
+                            i == 1 and record.centred and record.reduced == {name[0]} and self._atomic(record, name)
+                        ):
                             return False
                     case Softmax():
-                        if name[0] != record.label or sum(n[0] == name[0] for n in joint.slot_names(1).values()) > 1:
+                        if name[0] != record.label or not self._atomic(record, name):
                             return False
                     case Sum() | Cut() | Product():
                         target = {n: s for s, n in joint.slot_names(0).items()}.get(name)
@@ -82,6 +84,54 @@ class Flow:
                     case _:
                         return False
         return True
+
+    def readers(self, value: Value, cell: Cell, slot: Slot) -> set[SlotKey] | None:
+        """The weights that an axis is contracted with, if that is all that ever happens to it.
+
+        Args:
+            value: where the axis starts.
+            cell: its cell.
+            slot: the axis.
+
+        Returns:
+            Slots of parameters, or None if something else sees the axis.
+        """
+        found: set[SlotKey] = set()
+        stack, seen = [(value, cell, slot)], set()
+        while stack:
+            at = stack.pop()
+            if at in seen:
+                continue
+            seen.add(at)
+            if at[0] in self.outputs or not self.consumers[at[0]]:
+                return None
+            for record, i in self.consumers[at[0]]:
+                if not isinstance(record, Sum | Product):
+                    return None
+                for joint in self.classes.cells.joint(record):
+                    if joint.cells[i] != at[1]:
+                        continue
+                    name = joint.slot_names(i).get(at[2])
+                    others = [
+                        (j, s)
+                        for j in range(1, len(joint.operands))
+                        if j != i
+                        for s, n in joint.slot_names(j).items()
+                        if n == name
+                    ]
+                    if name is None:
+                        return None
+                    target = {n: s for s, n in joint.slot_names(0).items()}.get(name)
+                    if target is not None and others and isinstance(record, Product):
+                        return None
+                    if target is not None:
+                        stack.append((joint.operands[0].value, joint.cells[0], target))
+                    elif len(others) == 1 and joint.operands[others[0][0]].value.kind == "param":
+                        j, s = others[0]
+                        found.add((joint.operands[j].value, joint.cells[j], s))
+                    else:
+                        return None
+        return found
 
     def removes_axis(self, value: Value, dim: int, seen: set[tuple[Value, int]] | None = None) -> bool:
         """The same for a whole dimension, whatever parts its axis has.
@@ -119,10 +169,10 @@ class Flow:
                 return False
         return True
 
-    @staticmethod
-    def _alone(record: Norm, label: object, names: dict[Slot, tuple[object, int]]) -> bool:
-        """Whether a normalisation runs over one label that is one atom."""
-        return record.reduced == {label} and sum(n[0] == label for n in names.values()) == 1
+    def _atomic(self, record: Norm | Softmax, name: JointSlot) -> bool:
+        """Whether the axis of a label is one atom: neither a product nor a concatenation."""
+        parts = [self.classes.cells.layout(record.x.value)[d] for d in record.x.groups[name[0]]]
+        return sum(len(p.leaves) for options in parts for p in options) == 1
 
     def normalised(self, value: Value) -> Norm | None:
         """The centred normalisation of which a value is a copy or an average over positions."""

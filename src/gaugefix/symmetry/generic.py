@@ -68,8 +68,8 @@ def generator_dims(symmetries: Iterable[Symmetry], params: Params, *, threshold:
             dims.append(0)
             continue
         fields = torch.stack(rows)
-        norms = fields.norm(dim=1, keepdim=True)
-        fields = (fields / norms.clamp_min(1e-300)) * (norms > 1e-12 * norms.max())  # no rounding noise
+        sizes = fields.norm(dim=1, keepdim=True)
+        fields = fields / sizes.clamp_min(1e-6 * sizes.max().clamp_min(1e-300))  # a projected one may be mere rounding
         for _ in range(2):  # twice is enough
             fields = fields - fields @ basis.T @ basis
         _, values, directions = torch.linalg.svd(fields, full_matrices=False)
@@ -97,7 +97,8 @@ def settle_dims(symmetries: list[Symmetry], shapes: Mapping[str, tuple[int, ...]
     entries = n_generators * sum(math.prod(shape) for shape in shapes.values())
     if n_generators <= MAX_GENERATORS and entries <= MAX_ENTRIES:
         dims = iter(generator_dims(symmetries, generic_parameters(shapes, torch.Generator().manual_seed(0))))
-        return [replace(s, dim=next(dims)) if s.level == "function" else s for s in symmetries], None
+        settled = [replace(s, dim=next(dims)) if s.level == "function" else s for s in symmetries]
+        return [s for s in settled if s.dim or s.units is not None or not s.n_generators], None
     if all(_acts_freely(s, shapes) for s in symmetries if isinstance(s, Rotation)):
         return symmetries, None
     return symmetries, "a linear layer is wider than both its neighbours: the number of directions is an upper bound"

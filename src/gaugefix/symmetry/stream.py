@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -15,7 +16,14 @@ from gaugefix.symmetry.flow import Flow
 from gaugefix.symmetry.graph import Value
 from gaugefix.symmetry.groups import Symmetry
 from gaugefix.symmetry.records import Norm, Operand, Product, Sum
-from gaugefix.symmetry.stream_groups import MeanShift, NullDirection, RotaryPairs, StreamRotation
+from gaugefix.symmetry.stream_groups import (
+    MeanMix,
+    MeanShift,
+    NullDirection,
+    RotaryPairs,
+    StreamRotation,
+    Unread,
+)
 from gaugefix.symmetry.units import Role, Slice
 
 
@@ -52,8 +60,9 @@ def find_stream_symmetries(
     out += _mean_shifts(flow, shifting)
     out += _null_directions(flow)
     for c in classes.by_leaf.values():
+        out += _unread(flow, c)
         if c.norms:
-            out += _rotation(flow, c, names)
+            out += _rotations(classes, c, names)
         if c.rotary:
             out += _rotary(classes, c, names)
     return out
@@ -182,62 +191,133 @@ def _only_read(flow: Flow, norm: Norm) -> bool:
     return True
 
 
-def _rotation(flow: Flow, c: AxisClass, names: dict[Axis, str]) -> list[Symmetry]:
-    classes = flow.classes
-    if c.pinned or c.elementwise or c.rotary or c.fibers:
-        return []
+@dataclass(frozen=True, eq=False)
+class _Stream:
+    """A residual stream and the axes behind its normalisations, split by what a change of basis does to them.
+
+    Attributes:
+        writers: slices covariant with the input of the normalisations.
+        readers: slices contravariant with it.
+        behind: per normalisation: its gain (or None), covariant and contravariant slices.
+        centred: some normalisation subtracts the mean.
+        all_centred: every one does.
+        consistent: whether the axes behind are separate from the stream, each with one gain.
+    """
+
+    writers: tuple[Slice, ...]
+    readers: tuple[Slice, ...]
+    behind: tuple[tuple[str | None, tuple[Slice, ...], tuple[Slice, ...]], ...]
+    centred: bool
+    all_centred: bool
+    consistent: bool
+
+
+def _stream(classes: Classes, c: AxisClass) -> list[_Stream]:
+    """The streams of a class: one for each connected set of slots that enters normalisations."""
     find = classes.parity.find
-    inside: set[SlotKey] = set()
-    behind: dict[SlotKey, tuple[Value | None, int]] = {}
+    entering: dict[SlotKey, list[tuple[Norm, int]]] = defaultdict(list)
+    gains: dict[SlotKey, set[Value | None]] = defaultdict(set)
+    signs: dict[SlotKey, int] = {}
+    leaving: dict[SlotKey, list[SlotKey]] = defaultdict(list)
     for norm in c.norms:
         d = _reduced_dims(norm)[0]
-        cell_in = tuple(0 for _ in range(norm.x.value.ndim))
-        root_in, _ = find((norm.x.value, cell_in, (d, 0)))
-        label = next(iter(norm.reduced))
-        d_out = norm.out.groups[label][0]
-        root_out, sign = find((norm.out.value, tuple(0 for _ in range(norm.out.value.ndim)), (d_out, 0)))
-        gain = norm.gain.value if norm.gain is not None else None
-        if gain is not None and gain.kind != "param":
-            return []
-        if root_out in behind and behind[root_out][0] is not gain:
-            return []
-        behind[root_out] = (gain, sign)
-        inside.add(root_in)
-    if inside & behind.keys() or any(r in classes.parity.odd for r in behind) or len(inside) != 1:
-        return []
-    writers: list[Slice] = []
-    turned: dict[SlotKey, tuple[list[Slice], list[Slice]]] = {r: ([], []) for r in behind}
+        root_in, sign_in = find((norm.x.value, (0,) * norm.x.value.ndim, (d, 0)))
+        d_out = norm.out.groups[next(iter(norm.reduced))][0]
+        root_out, sign_out = find((norm.out.value, (0,) * norm.out.value.ndim, (d_out, 0)))
+        entering[root_in].append((norm, sign_in))
+        gains[root_out].add(None if norm.gain is None else norm.gain.value)
+        signs[root_out] = sign_out
+        leaving[root_in].append(root_out)
+    slots: dict[SlotKey, list[tuple[SlotKey, Role, int]]] = defaultdict(list)
     for key, role in c.slots:
         root, sign = find(key)
-        s = slice_of(classes, key, (), role)
-        if root in inside:
-            writers.append(s)
-        elif root in behind:
-            gain, base = behind[root]
-            if key[0] is gain:
+        slots[root].append((key, role, sign))
+    out = []
+    for root_in, norms in entering.items():
+        behind = []
+        consistent = True
+        for root in dict.fromkeys(leaving[root_in]):
+            (gain, *more) = gains[root]
+            shared = any(root in roots for other, roots in leaving.items() if other != root_in)
+            odd = root in classes.parity.odd
+            if more or shared or odd or root in entering or (gain is not None and gain.kind != "param"):
+                consistent = False
                 continue
-            turned[root][0 if sign == base else 1].append(s)
-        else:
-            return []
-    centred = any(norm.centred for norm in c.norms)
-    n = c.size - centred
-    if n < 2:
-        return []
-    every = [*writers, *(s for pair in turned.values() for part in pair for s in part)]
-    gains = [gain for gain, _ in behind.values() if gain is not None]
-    name = names[c.leaf]
-    return [
-        StreamRotation(
-            f"{name}: rotate the stream", f"O({n})", n * (n - 1) // 2,
-            tuple(dict.fromkeys(f"{s.param}[{s.dim}]" for s in every)), not gains,
-            writers=tuple(writers),
-            behind=tuple(
-                (None if (g := behind[r][0]) is None else g.name, tuple(co), tuple(contra))
-                for r, (co, contra) in turned.items()
-            ),
-            centred=centred, size=c.size,
+            own = [(k, r, s) for k, r, s in slots[root] if k[0] is not gain]
+            behind.append((
+                None if gain is None else gain.name,
+                tuple(slice_of(classes, k, (), r) for k, r, s in own if s == signs[root]),
+                tuple(slice_of(classes, k, (), r) for k, r, s in own if s != signs[root]),
+            ))
+        base = norms[0][1]
+        out.append(
+            _Stream(
+                tuple(slice_of(classes, k, (), r) for k, r, s in slots[root_in] if s == base),
+                tuple(slice_of(classes, k, (), r) for k, r, s in slots[root_in] if s != base),
+                tuple(behind),
+                any(n.centred for n, _ in norms),
+                all(n.centred for n, _ in norms) and root_in not in classes.parity.odd and root_in not in gains,
+                consistent and root_in not in gains,
+            )
         )
-    ]  # fmt: skip
+    return out
+
+
+def _rotations(classes: Classes, c: AxisClass, names: dict[Axis, str]) -> list[Symmetry]:
+    """O(d) on streams read only through normalisations, and mixing of the mean where they are read linearly too."""
+    if c.pinned or c.elementwise or c.rotary or c.fibers:
+        return []
+    out: list[Symmetry] = []
+    name = names[c.leaf]
+    for stream in _stream(classes, c):
+        n = c.size - stream.centred
+        if stream.consistent and n >= 2:
+            every = [*stream.writers, *stream.readers, *(s for _, a, b in stream.behind for s in (*a, *b))]
+            out.append(
+                StreamRotation(
+                    f"{name}: rotate the stream", f"O({n})", n * (n - 1) // 2, _places(every),
+                    all(gain is None for gain, _, _ in stream.behind),
+                    writers=(*stream.writers, *stream.readers), behind=stream.behind,
+                    centred=stream.centred, size=c.size,
+                )
+            )  # fmt: skip
+        if stream.all_centred and stream.readers:
+            out.append(
+                MeanMix(
+                    f"{name}: mix into the mean", f"T({c.size})", c.size, _places([*stream.writers, *stream.readers]),
+                    False, writers=stream.writers, readers=stream.readers, size=c.size,
+                )
+            )  # fmt: skip
+    return out
+
+
+def _places(slices: Sequence[Slice]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(f"{s.param}[{s.dim}]" for s in slices))
+
+
+def _unread(flow: Flow, c: AxisClass) -> list[Symmetry]:
+    """What a narrower linear reader cannot see of a wider axis."""
+    classes = flow.classes
+    out: list[Symmetry] = []
+    for key, role in c.slots:
+        if role != "write" or c.fibers:
+            continue
+        found = flow.readers(*key)
+        if not found or key in found or any(k[0] is key[0] for k in found):
+            continue
+        rows = sum(_others(classes, k) for k in found)
+        others = _others(classes, key)
+        dim = (c.size - rows) * (max(0, others - c.size) if c.linear else others)
+        if rows < c.size and dim:
+            writer = slice_of(classes, key)
+            readers = tuple(slice_of(classes, k, (), "read") for k in sorted(found, key=lambda k: k[0].name))
+            out.append(
+                Unread(
+                    f"{writer.param}: unread directions", f"T({(c.size - rows) * others})", dim, _places([writer]),
+                    False, writer=writer, readers=readers, length=c.size * others,
+                )
+            )  # fmt: skip
+    return out
 
 
 def _rotary(classes: Classes, c: AxisClass, names: dict[Axis, str]) -> list[Symmetry]:
