@@ -22,7 +22,7 @@ _EPS_NAMES = ("eps", "variance_epsilon", "layer_norm_eps", "epsilon")
 
 
 def laboratory_copy(model: nn.Module) -> nn.Module:
-    """A float64 copy for checks: no dropout, normalisations with negligible ε, BatchNorm on batch statistics.
+    """A float64 copy for checks: no dropout, negligible ε, BatchNorm on batch statistics, gradients of padding rows.
 
     Args:
         model: left as it is.
@@ -38,6 +38,8 @@ def laboratory_copy(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train()
             module.momentum = 0.0
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            module.padding_idx = None  # it hides the gradient of a row that the function does read
     return copied.requires_grad_(False)
 
 
