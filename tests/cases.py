@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One architecture and its symmetries.
 
@@ -260,10 +260,34 @@ class Attention(nn.Module):
         else:
             scores = q @ k.transpose(-2, -1) * e**-0.5
             if self.causal:
-                mask = torch.ones(t, t, dtype=torch.bool).triu(1)
+                mask = torch.ones(t, t, dtype=torch.bool, device=x.device).triu(1)
                 scores = scores.masked_fill(mask, float("-inf"))
             y = scores.softmax(-1) @ v
         return self.out(y.transpose(1, 2).reshape(b, t, d))
+
+
+class RotaryAttention(nn.Module):
+    """Attention with rotary positions: pairs (j, j + e/2) of queries and keys turn by angles that grow with position."""
+
+    def __init__(self, d: int = 4, heads: int = 2, e: int = 4, length: int = 4) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(d, heads * e, bias=False) for _ in range(3))
+        self.out = nn.Linear(heads * e, d, bias=False)
+        angle = torch.arange(length)[:, None] * 0.7 ** torch.arange(e // 2)[None]
+        self.register_buffer("cos", torch.cos(torch.cat([angle, angle], 1)))
+        self.register_buffer("sin", torch.sin(torch.cat([angle, angle], 1)))
+        self.heads = heads
+
+    def _turn(self, x: Tensor) -> Tensor:
+        half = x.shape[-1] // 2
+        turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
+        return x * self.cos + turned * self.sin
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        q, k, v = (m(x).view(b, t, self.heads, -1).transpose(1, 2) for m in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(self._turn(q), self._turn(k), v, is_causal=True)
+        return self.out(y.transpose(1, 2).reshape(b, t, -1))
 
 
 class SelfAttention(nn.Module):
@@ -305,7 +329,7 @@ class GPT2(nn.Module):
             self.head.weight = self.wte.weight
 
     def forward(self, idx: Tensor) -> Tensor:
-        x = self.wte(idx) + self.wpe(torch.arange(idx.shape[1]))
+        x = self.wte(idx) + self.wpe(torch.arange(idx.shape[1], device=idx.device))
         for block in self.blocks:
             x = block(x)
         return self.head(self.ln_f(x))
@@ -465,9 +489,12 @@ def _attention() -> list[Case]:
     out += [
         Case("attention-causal", partial(Attention, causal=True), x, product, heads),
         Case("attention-causal-sdpa", partial(Attention, causal=True, product="sdpa"), x, product, heads),
+        # per head: a complex number for every rotary pair of queries and keys, GL(4) for values and outputs
+        Case("attention-rotary", RotaryAttention, (numbers(3, 4, 4),), 2 * 4 + 2 * 4 * 4,
+             {"S_2": 1, "(GL(4))^2": 1, "SO(2)^4": 1}),
         Case("multihead", SelfAttention, x, product + biases, heads),
         Case("multihead-nobias", partial(SelfAttention, bias=False), x, product, heads),
-    ]
+    ]  # fmt: skip
     return out
 
 
