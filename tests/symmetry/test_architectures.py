@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-
-from gaugefix.symmetry import find_symmetries
 from tests.symmetry.architectures import Block, Plan, build, plans, random_architecture, random_plan, shrink
 from tests.symmetry.fuzz import examine
+
+from gaugefix.symmetry import find_symmetries
 
 N_SEEDS = 200
 

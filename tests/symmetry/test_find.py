@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from tests.cases import GPT2, X, mlp, numbers, tokens
 from torch import Tensor, nn
 
 from gaugefix.errors import TraceError
@@ -14,7 +15,6 @@ from gaugefix.symmetry import Lowering, Symmetries, find_symmetries, register_ru
 from gaugefix.symmetry.graph import Op, trace
 from gaugefix.symmetry.lowering import RULES
 from gaugefix.testing import check_symmetries, flat_directions
-from tests.cases import GPT2, X, mlp, numbers, tokens
 
 
 class Around(nn.Module):

@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.cases import CASES, Case
 from torch import Tensor, nn
 
 from gaugefix.symmetry import Symmetries, Symmetry, find_symmetries
 from gaugefix.symmetry.groups import Diagonal, Permutation, Rotation
 from gaugefix.symmetry.stream_groups import NullDirection, StreamRotation
 from gaugefix.symmetry.verify import float_outputs, laboratory_copy, random_parameters, relative_change, to_double
-from tests.cases import CASES, Case
 
 NAMES = (
     "mlp-leaky", "mlp-tanh", "mlp-linear", "swiglu", "einsum", "mixture-stacked", "tied-autoencoder-linear",

@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.cases import CASES, Case
 from torch import Tensor, nn
 
 from gaugefix.errors import SymmetryError
 from gaugefix.symmetry import Mirror, Slice, find_symmetries
 from gaugefix.symmetry.verify import float_outputs, laboratory_copy, random_parameters, to_double
-from tests.cases import CASES, Case
 
 NAMES = ("mlp-leaky", "mlp-tanh", "mlp-linear", "shared-tanh", "tied-autoencoder-linear", "einsum",
          "attention-chunk-matmul", "mixture-stacked", "residual-rms-gelu")  # fmt: skip

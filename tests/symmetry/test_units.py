@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.cases import CASES, Attention, numbers
 
 from gaugefix.symmetry import Slice, Units, find_symmetries
-from tests.cases import CASES, Attention, numbers
 
 
 @st.composite

@@ -134,7 +134,9 @@ class Classes:
     def _first_use(self, c: AxisClass) -> tuple[int, int, Cell, int]:
         """Where a class first occurs; no two classes share a slot, so the order does not depend on that of a set."""
         order = {v: i for i, v in enumerate(self.cells.lower.graph.params.values())}
-        return min(((order[key[0]], key[2][0], key[1], key[2][1]) for key, _ in c.slots), default=(len(order), 0, (), 0))
+        return min(
+            ((order[key[0]], key[2][0], key[1], key[2][1]) for key, _ in c.slots), default=(len(order), 0, (), 0)
+        )
 
     def _spoil(self, record: Record, reason: str) -> None:
         from gaugefix.symmetry.symmetries import OpaqueOp
