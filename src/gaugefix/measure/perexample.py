@@ -219,7 +219,8 @@ def _gram_norms(h: Tensor, d: Tensor) -> Tensor:
 
 def _squared(rows: Tensor) -> Tensor:
     """Squared norm of every row, in one pass over memory."""
-    return torch.linalg.vector_norm(rows, dim=1).square()
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return norms.square()
 
 
 def _explains(h: Tensor, d: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
