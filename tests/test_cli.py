@@ -125,7 +125,7 @@ class TestUserErrors:
         ("arguments", "message"),
         [
             (("audit", "nope"), "error: Unknown task 'nope'. Built in: digits-mlp"),
-            (("audit", "hf:gpt2"), "not built yet"),
+            (("audit", "hf:no-such-model"), "hf:no-such-model"),
             (("audit", "my_task:make_broken"), "must return a gaugefix.Task, got int"),
             (("audit", "my_task:absent"), "has no function 'absent'"),
             (("audit", "mnist-mlp", "--data-dir", "nowhere"), "mnist.npz, which does not exist"),

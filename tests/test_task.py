@@ -129,10 +129,6 @@ class TestLoadTask:
         with pytest.raises(TaskError, match=r"Unknown task 'digit-mlp'.*digits-mlp.*package\.module:factory"):
             load_task("digit-mlp")
 
-    def test_transformers_are_announced_not_faked(self) -> None:
-        with pytest.raises(TaskError, match="not built yet"):
-            load_task("hf:gpt2")
-
     def test_missing_module(self) -> None:
         with pytest.raises(TaskError, match=r"cannot import module 'no_such_module_anywhere'.*folder that contains it"):
             load_task("no_such_module_anywhere:make")

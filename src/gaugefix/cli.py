@@ -131,7 +131,7 @@ def symmetries(target: Target, as_json: AsJson = False, data_dir: DataDir = None
     from gaugefix.task import load_task
 
     task = load_task(target, data_dir=data_dir, seed=seed)
-    found = find_symmetries(task.model, task.inputs(task.first_batch()))
+    found = find_symmetries(task)
     typer.echo(found.to_json() if as_json else found.table())
 
 

@@ -170,7 +170,8 @@ def load_task(target: str, *, data_dir: str | Path | None = None, seed: int = 0)
 
     Args:
         target: a built-in name (see `builtin_tasks`), ``"package.module:factory"`` where ``factory()`` returns a
-            `Task` (it is called with ``seed=`` and ``data_dir=`` if it takes them), or ``"hf:NAME"``.
+            `Task` (it is called with ``seed=`` and ``data_dir=`` if it takes them), or ``"hf:NAME"`` or ``"hf:FOLDER"``
+            for transformers models (see `gaugefix.hub.hub_model`).
         data_dir: folder with data files such as ``mnist.npz``; default the environment variable
             ``GAUGEFIX_DATA``.
         seed: seed of the initial weights and the data order.
@@ -192,7 +193,9 @@ def load_task(target: str, *, data_dir: str | Path | None = None, seed: int = 0)
     if target in BUILTIN:
         task = BUILTIN[target](seed=seed, data_dir=folder)
     elif target.startswith("hf:"):
-        raise TaskError(f"{target!r}: transformers models are not built yet in this version.")
+        from gaugefix.hub import hub_task  # late: needs transformers
+
+        task = hub_task(target, seed=seed, data_dir=folder)
     elif ":" in target:
         task = _from_factory(target, folder, seed)
     else:

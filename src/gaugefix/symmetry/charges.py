@@ -196,6 +196,8 @@ def _equations(cells: Cells, signs: bool) -> Iterator[Row]:
             continue
         for joint in joints:
             yield from _record_equations(record, joint, signs)
+        if isinstance(record, Norm) and (record.centred or not signs):
+            yield from _norm_ties(record, joints)
 
 
 def _zero(cells: Cells, value: Value) -> Iterator[Row]:
@@ -265,6 +267,22 @@ def _pointwise(
     else:
         yield from _linear([(1, x)])
         yield from _linear([(1, out)])
+
+
+def _norm_ties(record: Norm, joints: list[JointCell]) -> Iterator[Row]:
+    """Parts of a concatenation that are normalised together scale together."""
+    first: dict[Cell, JointCell] = {}
+    reduced = {d for label in record.reduced for d in record.x.groups.get(label, ())}
+    for joint in joints:
+        key = tuple(0 if d in reduced else k for d, k in enumerate(joint.cells[1]))
+        other = first.setdefault(key, joint)
+        if other is not joint:
+            yield from _linear([(1, _kept(record, joint)), (-1, _kept(record, other))])
+
+
+def _kept(record: Norm, joint: JointCell) -> dict[frozenset[JointSlot], Variable]:
+    """Sectors of the input of a normalisation that do not depend on the reduced labels."""
+    return {n: v for n, v in _terms(joint, 1).items() if all(label not in record.reduced for label, _ in n)}
 
 
 def _norm(

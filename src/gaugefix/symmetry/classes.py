@@ -114,8 +114,8 @@ class Classes:
             looked_up = isinstance(record, Sum) and any(o.hidden_dims() for o in record.terms)
             if looked_up or any(v in self.data for v in sources):
                 self.data.add(record.out.value)
-            elif isinstance(record, Cut) and record.out.value in self.data:
-                self.data.add(record.whole)  # a concatenation
+            if isinstance(record, Cut) and record.joins and record.out.value in self.data:
+                self.data.add(record.whole)
             try:
                 for joint in self.cells.joint(record):
                     self._read(record, joint)

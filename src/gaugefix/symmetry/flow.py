@@ -6,8 +6,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from math import prod
 
-from gaugefix.symmetry.cells import Cell, Slot
-from gaugefix.symmetry.classes import Classes
+from gaugefix.symmetry.cells import Cell, JointSlot, Slot
+from gaugefix.symmetry.classes import Classes, SlotKey
 from gaugefix.symmetry.graph import Value
 from gaugefix.symmetry.records import Cut, Norm, Product, Record, Softmax, Sum
 
@@ -25,7 +25,6 @@ class Flow:
     classes: Classes
     consumers: dict[Value, list[tuple[Record, int]]] = field(default_factory=lambda: defaultdict(list))
     producers: dict[Value, Record] = field(default_factory=dict)
-    concatenations: set[Value] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Index the records."""
@@ -33,13 +32,9 @@ class Flow:
         self.outputs = set(lower.zero)
         for record in lower.records:
             if isinstance(record, Cut):
-                # a cut of a made value is read from it; a cut of a concatenation makes it
-                made = record.whole in self.producers or record.whole.kind != "op"
-                self.consumers[record.whole if made else record.out.value].append((record, 1 if made else 0))
-                if made:
-                    self.producers.setdefault(record.out.value, record)
-                else:
-                    self.concatenations.add(record.whole)
+                source, made = (record.out.value, record.whole) if record.joins else (record.whole, record.out.value)
+                self.consumers[source].append((record, 0 if record.joins else 1))
+                self.producers.setdefault(made, record)
                 continue
             self.producers[record.out.value] = record
             for i, operand in enumerate(record.operands()):
@@ -61,7 +56,7 @@ class Flow:
         if (value, cell, slot) in seen:
             return True
         seen.add((value, cell, slot))
-        if value in self.outputs or not self.consumers[value] or value in self.concatenations:
+        if value in self.outputs or not self.consumers[value]:
             return False
         for record, i in self.consumers[value]:
             for joint in self.classes.cells.joint(record):
@@ -72,10 +67,12 @@ class Flow:
                     return False
                 match record:
                     case Norm():
-                        if not (i == 1 and record.centred and self._alone(record, name[0], joint.slot_names(1))):
+                        if not (
+                            i == 1 and record.centred and record.reduced == {name[0]} and self._atomic(record, name)
+                        ):
                             return False
                     case Softmax():
-                        if name[0] != record.label or sum(n[0] == name[0] for n in joint.slot_names(1).values()) > 1:
+                        if name[0] != record.label or not self._atomic(record, name):
                             return False
                     case Sum() | Cut() | Product():
                         target = {n: s for s, n in joint.slot_names(0).items()}.get(name)
@@ -88,10 +85,102 @@ class Flow:
                         return False
         return True
 
-    @staticmethod
-    def _alone(record: Norm, label: object, names: dict[Slot, tuple[object, int]]) -> bool:
-        """Whether a normalisation runs over one label that is one atom."""
-        return record.reduced == {label} and sum(n[0] == label for n in names.values()) == 1
+    def readers(self, value: Value, cell: Cell, slot: Slot) -> set[SlotKey] | None:
+        """The weights that an axis is contracted with, if that is all that ever happens to it.
+
+        Args:
+            value: where the axis starts.
+            cell: its cell.
+            slot: the axis.
+
+        Returns:
+            Slots of parameters, or None if something else sees the axis.
+        """
+        found: set[SlotKey] = set()
+        stack, seen = [(value, cell, slot)], set()
+        while stack:
+            at = stack.pop()
+            if at in seen:
+                continue
+            seen.add(at)
+            if at[0] in self.outputs or not self.consumers[at[0]]:
+                return None
+            for record, i in self.consumers[at[0]]:
+                if not isinstance(record, Sum | Product):
+                    return None
+                for joint in self.classes.cells.joint(record):
+                    if joint.cells[i] != at[1]:
+                        continue
+                    name = joint.slot_names(i).get(at[2])
+                    others = [
+                        (j, s)
+                        for j in range(1, len(joint.operands))
+                        if j != i
+                        for s, n in joint.slot_names(j).items()
+                        if n == name
+                    ]
+                    if name is None:
+                        return None
+                    target = {n: s for s, n in joint.slot_names(0).items()}.get(name)
+                    if target is not None and others and isinstance(record, Product):
+                        return None
+                    if target is not None:
+                        stack.append((joint.operands[0].value, joint.cells[0], target))
+                    elif len(others) == 1 and joint.operands[others[0][0]].value.kind == "param":
+                        j, s = others[0]
+                        found.add((joint.operands[j].value, joint.cells[j], s))
+                    else:
+                        return None
+        return found
+
+    def removes_axis(self, value: Value, dim: int, seen: set[tuple[Value, int]] | None = None) -> bool:
+        """The same for a whole dimension, whatever parts its axis has.
+
+        Args:
+            value: where a multiple of the all-ones vector is added.
+            dim: along which dimension.
+            seen: used by the recursion.
+
+        Returns:
+            True if every path ends in a centred normalisation or a softmax over exactly that dimension.
+        """
+        seen = set() if seen is None else seen
+        if (value, dim) in seen:
+            return True
+        seen.add((value, dim))
+        if value in self.outputs or not self.consumers[value]:
+            return False
+        for record, i in self.consumers[value]:
+            if isinstance(record, Cut):
+                return False
+            operands = [record.out, *record.operands()]
+            label = next((k for k, dims in operands[i].groups.items() if dims == (dim,)), None)
+            if label is None:
+                return False
+            if isinstance(record, Norm) and i == 1 and record.centred and record.reduced == {label}:
+                continue
+            if isinstance(record, Softmax) and record.label == label:
+                continue
+            target = record.out.groups.get(label, ())
+            shared = isinstance(record, Product) and sum(label in o.groups for o in operands[1:]) > 1
+            if not isinstance(record, Sum | Product) or shared or len(target) != 1:
+                return False
+            if not self.removes_axis(record.out.value, target[0], seen):
+                return False
+        return True
+
+    def _atomic(self, record: Norm | Softmax, name: JointSlot) -> bool:
+        """Whether the axis of a label is one atom: neither a product nor a concatenation."""
+        parts = [self.classes.cells.layout(record.x.value)[d] for d in record.x.groups[name[0]]]
+        return sum(len(p.leaves) for options in parts for p in options) == 1
+
+    def origin(self, value: Value) -> Value:
+        """The parameter of which a value is a plain view, or the value itself."""
+        record = self.producers.get(value)
+        while isinstance(record, Sum) and len(record.terms) == 1 and record.coefficients == (1.0,):
+            value = record.terms[0].value
+            record = self.producers.get(value)
+        return value
 
     def normalised(self, value: Value) -> Norm | None:
         """The centred normalisation of which a value is a copy or an average over positions."""

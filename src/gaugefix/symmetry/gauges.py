@@ -22,5 +22,5 @@ def find_gauges(classes: Classes, names: dict[Axis, str]) -> tuple[list[Symmetry
     """
     flow = ShiftFlow(classes)
     shifts, notes = find_shifts(flow, names)
-    stream = find_stream_symmetries(classes, names, {value for value, _ in flow.sources})
+    stream = find_stream_symmetries(classes, names, {value: leaves for (value, _), leaves in flow.sources.items()})
     return [*shifts, *stream], notes

@@ -12,8 +12,9 @@ from torch import Tensor
 from gaugefix.symmetry.groups import Rotation, Symmetry
 from gaugefix.symmetry.units import Params
 
-#: entries of a generator matrix up to which dimensions are counted numerically
-MAX_ENTRIES = 50_000_000
+#: limits up to which dimensions are counted numerically
+MAX_GENERATORS = 600
+MAX_ENTRIES = 10_000_000
 
 
 def generic_parameters(shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> dict[str, Tensor]:
@@ -67,7 +68,8 @@ def generator_dims(symmetries: Iterable[Symmetry], params: Params, *, threshold:
             dims.append(0)
             continue
         fields = torch.stack(rows)
-        fields = fields / fields.norm(dim=1, keepdim=True).clamp_min(1e-300)
+        sizes = fields.norm(dim=1, keepdim=True)
+        fields = fields / sizes.clamp_min(1e-6 * sizes.max().clamp_min(1e-300))  # a projected one may be mere rounding
         for _ in range(2):  # twice is enough
             fields = fields - fields @ basis.T @ basis
         _, values, directions = torch.linalg.svd(fields, full_matrices=False)
@@ -78,35 +80,37 @@ def generator_dims(symmetries: Iterable[Symmetry], params: Params, *, threshold:
 
 
 def settle_dims(symmetries: list[Symmetry], shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[Symmetry], str | None]:
-    """Correct the dimensions behind a bottleneck.
+    """Make dimensions exact: every direction counted once.
 
-    A general linear group on n units acts freely if the weights that write or those that read them have rank n. Wider
-    layers leave some elements without effect; then the dimensions are counted from the generators at a generic point.
+    The dimensions that come with the symmetries hold in the generic wide case. In narrow models groups can overlap (a
+    general linear group on n units acts freely only if the weights that write or those that read them have rank n), so
+    there they are counted from the generators at a generic point.
 
     Args:
-        symmetries: with dimensions that assume a free action.
+        symmetries: with the dimensions of the wide case.
         shapes: of the parameters.
 
     Returns:
         The symmetries with their dimensions, and a note if they could not be settled.
     """
+    n_generators = sum(s.n_generators for s in symmetries if s.level == "function")
+    entries = n_generators * sum(math.prod(shape) for shape in shapes.values())
+    if n_generators <= MAX_GENERATORS and entries <= MAX_ENTRIES:
+        dims = iter(generator_dims(symmetries, generic_parameters(shapes, torch.Generator().manual_seed(0))))
+        settled = [replace(s, dim=next(dims)) if s.level == "function" else s for s in symmetries]
+        return [s for s in settled if s.dim or s.units is not None or not s.n_generators], None
     if all(_acts_freely(s, shapes) for s in symmetries if isinstance(s, Rotation)):
         return symmetries, None
-    entries = sum(s.n_generators for s in symmetries) * sum(math.prod(shape) for shape in shapes.values())
-    if entries > MAX_ENTRIES:
-        return (
-            symmetries,
-            "a linear layer is wider than both its neighbours: the number of directions is an upper bound",
-        )
-    dims = iter(generator_dims(symmetries, generic_parameters(shapes, torch.Generator().manual_seed(0))))
-    return [replace(s, dim=next(dims)) if s.level == "function" else s for s in symmetries], None
+    return symmetries, "a linear layer is wider than both its neighbours: the number of directions is an upper bound"
 
 
 def _acts_freely(s: Rotation, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether the weights on one side have full rank with room to spare (biases and means of a norm do not count)."""
     assert s.units is not None
     columns = {1: 0, -1: 0}
     for piece, sign in zip(s.units.slices, s.polarity, strict=True):
-        rest = math.prod(n for d, n in enumerate(shapes[piece.param]) if d != piece.dim)
+        shape = shapes[piece.param]
         fibers_inside = piece.index.shape[0] if any(len(p) > 1 for p in piece.others.values()) else 1
-        columns[sign] += piece.index.shape[2] * rest // fibers_inside
-    return min(columns.values()) >= s.units.size if s.orthogonal else max(columns.values()) >= s.units.size
+        if len(shape) > 1:
+            columns[sign] += piece.index.shape[2] * math.prod(shape) // shape[piece.dim] // fibers_inside
+    return (min if s.orthogonal else max)(columns.values()) > s.units.size

@@ -11,6 +11,7 @@ from gaugefix.symmetry.graph import Graph, Op, Value
 from gaugefix.symmetry.records import Cut, Label, Operand, Pointwise, Product, Record, Sum
 from gaugefix.symmetry.symmetries import OpaqueOp
 
+_NORMS = {"layer_norm", "native_layer_norm", "group_norm"}  # their output has a structure that readers can use
 Rule = Callable[[Op, "Lowering"], None]
 RULES: dict[str, Rule] = {}
 
@@ -76,7 +77,7 @@ class Lowering:
         live = set(self.graph.params.values())
         for op in self.graph.ops:
             self._place = op.place
-            if live.isdisjoint(op.values()):  # data: no parameter in it
+            if live.isdisjoint(op.values()) and op.name not in _NORMS:  # data: no parameter in it
                 for v in op.outputs:
                     v.kind = "input" if any(a.kind == "input" for a in op.values()) else "const"
                 continue
@@ -225,10 +226,17 @@ class Lowering:
             )
         )
 
-    def cut(self, whole: Value, dim: int, start: int, part: Value) -> None:
+    def cut(self, whole: Value, dim: int, start: int, part: Value, *, joins: bool = False) -> None:
         """``part`` equals ``whole`` on the positions ``start …`` of a dimension; their axes are related already."""
         self.records.append(
-            Cut(out=self.operand(part, aligned(part, part)), place=self._place, whole=whole, dim=dim, start=start)
+            Cut(
+                out=self.operand(part, aligned(part, part)),
+                place=self._place,
+                whole=whole,
+                dim=dim,
+                start=start,
+                joins=joins,
+            )
         )
 
     @property

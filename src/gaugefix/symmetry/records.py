@@ -84,14 +84,16 @@ class Sum(Record):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Cut(Record):
-    """out = the entries ``start … start + size`` of ``whole`` along ``dim`` (a split, or a term of a concatenation).
+    """out = the entries ``start … start + size`` of ``whole`` along ``dim``.
 
-    The axis of out is that part of the axis of whole already; no labels are needed to say so.
+    The axis of out is that part of the axis of whole already; no labels are needed to say so. With ``joins`` the
+    whole is made from the parts (a concatenation), else the part is taken from the whole (a split).
     """
 
     whole: Value
     dim: int
     start: int
+    joins: bool = False
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

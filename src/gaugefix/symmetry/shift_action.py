@@ -86,16 +86,15 @@ class ShiftAction:
 
     def _cut(self, record: Cut, shifts: dict[Value, Tensor]) -> None:
         part, whole = record.out.value, record.whole
-        if whole in shifts and part not in shifts:
+        if not record.joins and whole in shifts:
             t = shifts[whole]
             shifts[part] = t if t.shape[record.dim] == 1 else t.narrow(record.dim, record.start, part.shape[record.dim])
-        elif part in shifts and whole in self.flow.classes.data:
+        elif record.joins and part in shifts:
             t = shifts[part]
-            shape = [
-                max(a, b) for a, b in zip(t.shape, shifts[whole].shape if whole in shifts else t.shape, strict=True)
-            ]
+            before = shifts.get(whole, t)
+            shape = [max(a, b) for a, b in zip(t.shape, before.shape, strict=True)]
             shape[record.dim] = whole.shape[record.dim]
-            full = shifts[whole].expand(shape).clone() if whole in shifts else t.new_zeros(shape)
+            full = before.expand(shape).clone() if whole in shifts else t.new_zeros(shape)
             full.narrow(record.dim, record.start, part.shape[record.dim]).add_(t)
             shifts[whole] = full
 

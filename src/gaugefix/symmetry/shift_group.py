@@ -94,7 +94,7 @@ class Shift(Symmetry):
         assert self.action is not None
         matrix = condition_matrix(self.action, [s for s, _ in self.sources], self.conditions, params)
         values, right = torch.linalg.svd(matrix.detach(), full_matrices=True)[1:]
-        basis = right[int((values > 1e-10 * values.max()).sum()) :].T.to(element)
+        basis = right[int((values > 1e-10 * values[:1]).sum()) :].T.to(element)
         return _split(self.action, [s for s, _ in self.sources], basis @ (basis.T @ element))
 
 

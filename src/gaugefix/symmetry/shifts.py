@@ -81,7 +81,7 @@ class ShiftFlow:
     def __post_init__(self) -> None:
         """Run through the records once."""
         lower = self.classes.cells.lower
-        self._uses = Counter(v for record in lower.records for v in _inputs(record))
+        self._uses = Counter(v for record in lower.records for v in (o.value for o in _sources(record)))
         self._zero = set(lower.zero)
         self._shiftable = self._find_shiftable()
         for record in lower.records:
@@ -99,8 +99,9 @@ class ShiftFlow:
         lower, data = self.classes.cells.lower, self.classes.data
         good: dict[Value, bool] = {}
         for record in reversed(lower.records):
-            onward = record.out.value in data or good.get(record.out.value, False)
-            for operand in [Operand(record.whole, {})] if isinstance(record, Cut) else record.operands():
+            made = record.whole if isinstance(record, Cut) and record.joins else record.out.value
+            onward = made in data or good.get(made, False)
+            for operand in _sources(record):
                 added = isinstance(record, Sum | Cut) or (isinstance(record, Norm) and operand is record.bias)
                 table = isinstance(record, Sum) and bool(operand.hidden_dims())
                 good[operand.value] = good.get(operand.value, True) and added and (onward or table)
@@ -122,7 +123,7 @@ class ShiftFlow:
             case Sum():
                 self._sum(record, joint, inputs)
             case Cut():
-                self._cut(joint, inputs[0])
+                self._cut(record, joint, inputs[0])
             case Product():
                 self._product(record, joint, inputs)
             case Norm():
@@ -184,15 +185,12 @@ class ShiftFlow:
             if dim is not None and dims == (dim,) and len(target) == 1:
                 self._stochastic[record.out.value] = target[0]
 
-    def _cut(self, joint: JointCell, whole: Form) -> None:
-        """A value and its part have one form; it flows from whichever side was made first."""
-        out, source = joint.operands[0], joint.operands[1]
-        if whole:
+    def _cut(self, record: Cut, joint: JointCell, whole: Form) -> None:
+        """A value and its part have one form; it flows from the side that was made first."""
+        if not record.joins:
             self._store(joint, whole)
-        else:
-            part = self.form(out, joint.cells[0])
-            if part:
-                self._forms[source.value, joint.cells[1]] = part
+        elif part := self.form(joint.operands[0], joint.cells[0]):
+            self._forms[record.whole, joint.cells[1]] = part
 
     def _product(self, record: Product, joint: JointCell, inputs: list[Form]) -> None:
         for i in (i for i, form in enumerate(inputs) if form):
@@ -266,8 +264,11 @@ class ShiftFlow:
                 self.conditions.append(Condition(operand, form, None))
 
 
-def _inputs(record: Record) -> list[Value]:
-    return [record.whole] if isinstance(record, Cut) else [o.value for o in record.operands()]
+def _sources(record: Record) -> list[Operand]:
+    """Operands that a record reads."""
+    if isinstance(record, Cut):
+        return [record.out if record.joins else Operand(record.whole, {})]
+    return list(record.operands())
 
 
 def _add(a: Form, b: Form) -> Form:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -14,7 +16,14 @@ from gaugefix.symmetry.flow import Flow
 from gaugefix.symmetry.graph import Value
 from gaugefix.symmetry.groups import Symmetry
 from gaugefix.symmetry.records import Norm, Operand, Product, Sum
-from gaugefix.symmetry.stream_groups import MeanShift, NullDirection, RotaryPairs, StreamRotation
+from gaugefix.symmetry.stream_groups import (
+    MeanMix,
+    MeanShift,
+    NullDirection,
+    RotaryPairs,
+    StreamRotation,
+    Unread,
+)
 from gaugefix.symmetry.units import Role, Slice
 
 
@@ -32,45 +41,63 @@ def _others(classes: Classes, key: SlotKey) -> int:
     return total // next(leaf.size for s, leaf in classes.cells.slots(value, cell) if s == slot)
 
 
-def find_stream_symmetries(classes: Classes, names: dict[Axis, str], shifting: set[Value]) -> list[Symmetry]:
+def find_stream_symmetries(
+    classes: Classes, names: dict[Axis, str], shifting: Mapping[Value, frozenset[Axis]]
+) -> list[Symmetry]:
     """Everything that normalisations allow beyond permutations, scales and constant shifts.
 
     Args:
         classes: the axis classes.
         names: readable names of the classes.
-        shifting: parameters that may move by a constant (see `shifts`), so that the common part is counted once.
+        shifting: parameters that may move by a constant (see `shifts`) with the leaves it may depend on, so that the
+            common part is counted once.
 
     Returns:
         Mean shifts, null directions, stream rotations, rotary pairs.
     """
     flow = Flow(classes)
     out: list[Symmetry] = []
-    for c in classes.by_leaf.values():
-        out += _mean_shifts(flow, c, shifting)
+    out += _mean_shifts(flow, shifting)
     out += _null_directions(flow)
     for c in classes.by_leaf.values():
+        out += _unread(flow, c)
         if c.norms:
-            out += _rotation(flow, c, names)
+            out += _rotations(flow, c, names)
         if c.rotary:
             out += _rotary(classes, c, names)
     return out
 
 
-def _mean_shifts(flow: Flow, c: AxisClass, shifting: set[Value]) -> list[Symmetry]:
+def _mean_shifts(flow: Flow, shifting: Mapping[Value, frozenset[Axis]]) -> list[Symmetry]:
+    """W → W + 1vᵀ, along a whole axis (which may be fused of parts) or along one leaf of it."""
+    classes = flow.classes
     out: list[Symmetry] = []
-    for key, _ in c.slots:
-        value, cell, slot = key
-        n = _others(flow.classes, key)
-        counted = value in shifting
-        if n - counted <= 0 or not flow.removed(value, cell, slot):
+    whole: set[tuple[Value, int]] = set()
+    for value in classes.cells.lower.graph.params.values():
+        if value not in classes.cells.lower.values:
             continue
-        out.append(
-            MeanShift(
-                f"{value.name}: add to every unit", f"T({n})", n - counted, (f"{value.name}[{slot[0]}]",), False,
-                where=slice_of(flow.classes, key), length=n,
-            )
-        )  # fmt: skip
+        for d, parts in enumerate(classes.cells.layout(value)):
+            if value.shape[d] > 1 and (len(parts) > 1 or len(parts[0].leaves) > 1) and flow.removes_axis(value, d):
+                whole.add((value, d))
+                n = prod(value.shape) // value.shape[d]
+                where = Slice(value.name, d, np.arange(value.shape[d]).reshape(1, -1, 1), "write")
+                out += _mean_shift(where, n, 0)
+    for c in classes.by_leaf.values():
+        for key, _ in c.slots:
+            value, cell, slot = key
+            if (value, slot[0]) in whole or not flow.removed(value, cell, slot):
+                continue
+            counted = prod(leaf.size for leaf in shifting[value] - {c.leaf}) if value in shifting else 0
+            out += _mean_shift(slice_of(classes, key), _others(classes, key), counted)
     return out
+
+
+def _mean_shift(where: Slice, n: int, counted: int) -> list[Symmetry]:
+    if n <= counted:
+        return []
+    axes = (f"{where.param}[{where.dim}]",)
+    name = f"{where.param}: add to every unit"
+    return [MeanShift(name, f"T({n})", n - counted, axes, False, where=where, length=n)]
 
 
 def _null_directions(flow: Flow) -> list[Symmetry]:
@@ -93,42 +120,58 @@ def _null_directions(flow: Flow) -> list[Symmetry]:
                 spoiled.add(norm)
     out: list[Symmetry] = []
     for norm, found in readers.items():
-        gain, shift = (None if o is None else o.value for o in (norm.gain, norm.bias))
+        gain, shift = (None if o is None else flow.origin(o.value) for o in (norm.gain, norm.bias))
         if any(v is not None and v.kind != "param" for v in (gain, shift)):
             continue
+        groups, size = found[0][0].index.shape[:2]
         for where, n, bias in found:
             if bias is not None or shift is None:
-                out.append(_null(norm, (where,), n, n, bias, joint=False))
+                out.append(_null(norm, gain, shift, (where,), groups * n, groups * n, bias, joint=False))
         rows = sum(n for _, n, bias in found if bias is None)
         if rows and shift is not None and uses[shift] == 1 and norm not in spoiled and _only_read(flow, norm):
-            d = shift.shape[0]
-            out.append(_null(norm, tuple(s for s, _, _ in found), d, min(d, rows), None, joint=True))
+            slices = tuple(s for s, _, _ in found)
+            out.append(_null(norm, gain, shift, slices, groups * size, groups * min(size, rows), None, joint=True))
     return out
 
 
-def _null(norm: Norm, slices: tuple[Slice, ...], length: int, dim: int, bias: str | None, *, joint: bool) -> Symmetry:
-    gain = norm.gain.value.name if norm.gain is not None else None
-    shift = norm.bias.value.name if norm.bias is not None else None
-    moved = [f"{s.param}[{s.dim}]" for s in slices]
-    moved += [f"{p}[0]" for p in ((shift if joint else bias),) if p is not None]
-    name = f"{shift or norm.place}: null direction" if joint else f"{slices[0].param}: null direction"
+def _null(
+    norm: Norm, gain: Value | None, shift: Value | None, slices: tuple[Slice, ...], length: int, dim: int,
+    bias: str | None, *, joint: bool,
+) -> Symmetry:  # fmt: skip
+    changed = (None if shift is None else shift.name) if joint else bias
+    moved = [*_places(slices), *([] if changed is None else [f"{changed}[0]"])]
+    name = f"{changed or norm.place}: null direction" if joint else f"{slices[0].param}: null direction"
     return NullDirection(
         name, f"T({length})", dim, tuple(moved), False,
-        readers=slices, gain=gain, shift=shift, reader_bias=bias, length=length, joint=joint,
+        readers=slices, gain=None if gain is None else gain.name, shift=None if shift is None else shift.name,
+        reader_bias=bias, length=length, joint=joint,
     )  # fmt: skip
 
 
 def _read_slice(cells: Cells, record: Product, w: Operand, norm: Norm) -> Slice | None:
-    """The dimension of a weight that is contracted with the whole normalised axis, if that is all it is."""
+    """The dimension of a weight that is contracted with the whole normalised axis, group by group."""
     contracted = {k for f in record.factors for k in f.groups if k not in record.out.groups}
     if len(contracted) != 1 or len(w.groups.get(label := next(iter(contracted)), ())) != 1:
         return None
     (d,) = w.groups[label]
-    target = [p.leaves for dim in _reduced_dims(norm) for p in cells.layout(norm.x.value)[dim]]
-    if len(target) != 1 or len(target[0]) != 1 or target != [p.leaves for p in cells.layout(w.value)[d]]:
+    axes = cells.lower.axes(norm.x.value)
+    reduced = [axes[k] for k in _reduced_dims(norm)]
+    mine = cells.lower.axes(w.value)[d].find()
+    if len(reduced) != 1:
         return None
-    n = w.value.shape[d]
-    return Slice(w.value.name, d, np.arange(n).reshape(1, n, 1), "read")
+    size = reduced[0].size
+    if mine is not reduced[0].find() and not _is_grouped(cells, w.value, d, norm):
+        return None
+    return Slice(w.value.name, d, np.arange(w.value.shape[d]).reshape(-1, size, 1), "read")
+
+
+def _is_grouped(cells: Cells, value: Value, d: int, norm: Norm) -> bool:
+    """Whether an axis is (groups, members) of a normalisation over the members."""
+    (k,) = _reduced_dims(norm)
+    parts, layout = cells.layout(value)[d], cells.layout(norm.x.value)
+    if len(parts) != 1 or k == 0 or len(layout[k]) != 1 or len(layout[k - 1]) != 1:
+        return False
+    return parts[0].leaves == (*layout[k - 1][0].leaves, *layout[k][0].leaves)
 
 
 def _reduced_dims(norm: Norm) -> list[int]:
@@ -164,62 +207,134 @@ def _only_read(flow: Flow, norm: Norm) -> bool:
     return True
 
 
-def _rotation(flow: Flow, c: AxisClass, names: dict[Axis, str]) -> list[Symmetry]:
+@dataclass(frozen=True, eq=False)
+class _Stream:
+    """A residual stream and the axes behind its normalisations, split by what a change of basis does to them.
+
+    Attributes:
+        writers: slices covariant with the input of the normalisations.
+        readers: slices contravariant with it.
+        behind: per normalisation: its gain (or None), covariant and contravariant slices.
+        centred: some normalisation subtracts the mean.
+        all_centred: every one does.
+        consistent: whether the axes behind are separate from the stream, each with one gain.
+    """
+
+    writers: tuple[Slice, ...]
+    readers: tuple[Slice, ...]
+    behind: tuple[tuple[str | None, tuple[Slice, ...], tuple[Slice, ...]], ...]
+    centred: bool
+    all_centred: bool
+    consistent: bool
+
+
+def _stream(flow: Flow, c: AxisClass) -> list[_Stream]:
+    """The streams of a class: one for each connected set of slots that enters normalisations."""
     classes = flow.classes
-    if c.pinned or c.elementwise or c.rotary or c.fibers:
-        return []
     find = classes.parity.find
-    inside: set[SlotKey] = set()
-    behind: dict[SlotKey, tuple[Value | None, int]] = {}
+    entering: dict[SlotKey, list[tuple[Norm, int]]] = defaultdict(list)
+    gains: dict[SlotKey, set[Value | None]] = defaultdict(set)
+    signs: dict[SlotKey, int] = {}
+    leaving: dict[SlotKey, list[SlotKey]] = defaultdict(list)
     for norm in c.norms:
         d = _reduced_dims(norm)[0]
-        cell_in = tuple(0 for _ in range(norm.x.value.ndim))
-        root_in, _ = find((norm.x.value, cell_in, (d, 0)))
-        label = next(iter(norm.reduced))
-        d_out = norm.out.groups[label][0]
-        root_out, sign = find((norm.out.value, tuple(0 for _ in range(norm.out.value.ndim)), (d_out, 0)))
-        gain = norm.gain.value if norm.gain is not None else None
-        if gain is not None and gain.kind != "param":
-            return []
-        if root_out in behind and behind[root_out][0] is not gain:
-            return []
-        behind[root_out] = (gain, sign)
-        inside.add(root_in)
-    if inside & behind.keys() or any(r in classes.parity.odd for r in behind) or len(inside) != 1:
-        return []
-    writers: list[Slice] = []
-    turned: dict[SlotKey, tuple[list[Slice], list[Slice]]] = {r: ([], []) for r in behind}
+        root_in, sign_in = find((norm.x.value, (0,) * norm.x.value.ndim, (d, 0)))
+        d_out = norm.out.groups[next(iter(norm.reduced))][0]
+        root_out, sign_out = find((norm.out.value, (0,) * norm.out.value.ndim, (d_out, 0)))
+        entering[root_in].append((norm, sign_in))
+        gains[root_out].add(None if norm.gain is None else flow.origin(norm.gain.value))
+        signs[root_out] = sign_out
+        leaving[root_in].append(root_out)
+    slots: dict[SlotKey, list[tuple[SlotKey, Role, int]]] = defaultdict(list)
     for key, role in c.slots:
         root, sign = find(key)
-        s = slice_of(classes, key, (), role)
-        if root in inside:
-            writers.append(s)
-        elif root in behind:
-            gain, base = behind[root]
-            if key[0] is gain:
+        slots[root].append((key, role, sign))
+    out = []
+    for root_in, norms in entering.items():
+        behind = []
+        consistent = True
+        for root in dict.fromkeys(leaving[root_in]):
+            (gain, *more) = gains[root]
+            shared = any(root in roots for other, roots in leaving.items() if other != root_in)
+            odd = root in classes.parity.odd
+            if more or shared or odd or root in entering or (gain is not None and gain.kind != "param"):
+                consistent = False
                 continue
-            turned[root][0 if sign == base else 1].append(s)
-        else:
-            return []
-    centred = any(norm.centred for norm in c.norms)
-    n = c.size - centred
-    if n < 2:
-        return []
-    every = [*writers, *(s for pair in turned.values() for part in pair for s in part)]
-    gains = [gain for gain, _ in behind.values() if gain is not None]
-    name = names[c.leaf]
-    return [
-        StreamRotation(
-            f"{name}: rotate the stream", f"O({n})", n * (n - 1) // 2,
-            tuple(dict.fromkeys(f"{s.param}[{s.dim}]" for s in every)), not gains,
-            writers=tuple(writers),
-            behind=tuple(
-                (None if (g := behind[r][0]) is None else g.name, tuple(co), tuple(contra))
-                for r, (co, contra) in turned.items()
-            ),
-            centred=centred, size=c.size,
+            own = [(k, r, s) for k, r, s in slots[root] if k[0] is not gain]
+            behind.append((
+                None if gain is None else gain.name,
+                tuple(slice_of(classes, k, (), r) for k, r, s in own if s == signs[root]),
+                tuple(slice_of(classes, k, (), r) for k, r, s in own if s != signs[root]),
+            ))
+        base = norms[0][1]
+        out.append(
+            _Stream(
+                tuple(slice_of(classes, k, (), r) for k, r, s in slots[root_in] if s == base),
+                tuple(slice_of(classes, k, (), r) for k, r, s in slots[root_in] if s != base),
+                tuple(behind),
+                any(n.centred for n, _ in norms),
+                all(n.centred for n, _ in norms) and root_in not in classes.parity.odd and root_in not in gains,
+                consistent and root_in not in gains,
+            )
         )
-    ]  # fmt: skip
+    return out
+
+
+def _rotations(flow: Flow, c: AxisClass, names: dict[Axis, str]) -> list[Symmetry]:
+    """O(d) on streams read only through normalisations, and mixing of the mean where they are read linearly too."""
+    if c.pinned or c.elementwise or c.rotary or c.fibers:
+        return []
+    out: list[Symmetry] = []
+    name = names[c.leaf]
+    for stream in _stream(flow, c):
+        n = c.size - stream.centred
+        if stream.consistent and n >= 2:
+            every = [*stream.writers, *stream.readers, *(s for _, a, b in stream.behind for s in (*a, *b))]
+            out.append(
+                StreamRotation(
+                    f"{name}: rotate the stream", f"O({n})", n * (n - 1) // 2, _places(every),
+                    all(gain is None for gain, _, _ in stream.behind),
+                    writers=(*stream.writers, *stream.readers), behind=stream.behind,
+                    centred=stream.centred, size=c.size,
+                )
+            )  # fmt: skip
+        if stream.all_centred and stream.readers:
+            out.append(
+                MeanMix(
+                    f"{name}: mix into the mean", f"T({c.size})", c.size, _places([*stream.writers, *stream.readers]),
+                    False, writers=stream.writers, readers=stream.readers, size=c.size,
+                )
+            )  # fmt: skip
+    return out
+
+
+def _places(slices: Sequence[Slice]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(f"{s.param}[{s.dim}]" for s in slices))
+
+
+def _unread(flow: Flow, c: AxisClass) -> list[Symmetry]:
+    """What a narrower linear reader cannot see of a wider axis."""
+    classes = flow.classes
+    out: list[Symmetry] = []
+    for key, role in c.slots:
+        if role != "write" or c.fibers:
+            continue
+        found = flow.readers(*key)
+        if not found or key in found or any(k[0] is key[0] for k in found):
+            continue
+        rows = sum(_others(classes, k) for k in found)
+        others = _others(classes, key)
+        dim = (c.size - rows) * (max(0, others - c.size) if c.linear else others)
+        if rows < c.size and dim:
+            writer = slice_of(classes, key)
+            readers = tuple(slice_of(classes, k, (), "read") for k in sorted(found, key=lambda k: k[0].name))
+            out.append(
+                Unread(
+                    f"{writer.param}: unread directions", f"T({(c.size - rows) * others})", dim, _places([writer]),
+                    False, writer=writer, readers=readers, length=c.size * others,
+                )
+            )  # fmt: skip
+    return out
 
 
 def _rotary(classes: Classes, c: AxisClass, names: dict[Axis, str]) -> list[Symmetry]:

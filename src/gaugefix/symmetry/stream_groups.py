@@ -47,11 +47,99 @@ class MeanShift(Symmetry):
 
 
 @dataclass(frozen=True, eq=False)
+class MeanMix(Symmetry):
+    """W → (1 + 1uᵀ)W for the writers of a stream, W → W(1 + 1uᵀ)⁻¹ for its linear readers. Elements: u, ``(d,)``.
+
+    The stream changes along the vector of ones only, which its LayerNorms remove and its linear readers undo.
+
+    Attributes:
+        writers: slices that are multiplied by 1 + 1uᵀ.
+        readers: slices that are multiplied by its inverse transpose.
+        size: d.
+    """
+
+    writers: tuple[Slice, ...] = ()
+    readers: tuple[Slice, ...] = ()
+    size: int = 0
+
+    @property
+    def n_generators(self) -> int:
+        """The entries of u."""
+        return self.size
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Small Gaussian u, so that the map is invertible."""
+        return 0.3 * torch.randn(self.size, generator=generator, dtype=torch.float64) / self.size
+
+    def path(self, k: int, t: Tensor) -> Tensor:
+        """The entry k of u is t."""
+        if not 0 <= k < self.size:
+            raise IndexError(f"{self.name}: generator {k} of {self.size}.")
+        return t * torch.eye(self.size, dtype=t.dtype)[k]
+
+    def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
+        """Multiply every slice."""
+        out = dict(params)
+        one = torch.ones_like(element)
+        forward = torch.outer(one, element)
+        backward = -torch.outer(element, one) / (1 + element.sum())
+        for slices, change in ((self.writers, forward), (self.readers, backward)):
+            for s in slices:
+                block = s.take(out[s.param])
+                out[s.param] = s.put(out[s.param], block + torch.einsum("ij,fj...->fi...", change.to(block), block))
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class Unread(Symmetry):
+    """W → W + NE with N spanning what the linear readers of W's output cannot see. Elements: E before projection.
+
+    Attributes:
+        writer: the slice that changes.
+        readers: all slices that read it.
+        length: entries of the writer.
+    """
+
+    writer: Slice | None = None
+    readers: tuple[Slice, ...] = ()
+    length: int = 0
+
+    @property
+    def n_generators(self) -> int:
+        """The entries of the writer; their projections span fewer."""
+        return self.length
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Gaussian entries."""
+        return torch.randn(self.length, generator=generator, dtype=torch.float64)
+
+    def path(self, k: int, t: Tensor) -> Tensor:
+        """The entry k is t."""
+        if not 0 <= k < self.length:
+            raise IndexError(f"{self.name}: generator {k} of {self.length}.")
+        unit = torch.zeros(self.length, dtype=t.dtype)
+        unit[k] = 1
+        return t * unit
+
+    def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
+        """Project on the null space of the readers and add."""
+        assert self.writer is not None
+        n = self.writer.index.shape[1]
+        read = torch.cat([s.take(params[s.param]).reshape(n, -1) for s in self.readers], dim=1)
+        basis = torch.linalg.qr(read)[0]
+        w = params[self.writer.param]
+        block = self.writer.take(w)
+        change = element.to(block).reshape(n, -1)
+        change = change - basis @ (basis.T @ change)
+        return {**params, self.writer.param: self.writer.put(w, block + change.reshape(block.shape))}
+
+
+@dataclass(frozen=True, eq=False)
 class NullDirection(Symmetry):
     """Readers of a LayerNorm may change along 1/g, which its output β + g⊙x̂ does not see because Σ x̂ = 0.
 
     W → W + v(1/g)ᵀ and b → b − vΣβ/g for one reader with a bias; without one, all readers together:
-    W → W(1 + δ(1/g)ᵀ), β → (1 + δ(1/g)ᵀ)⁻¹β. Elements: v, or δ.
+    W → W(1 + δ(1/g)ᵀ), β → (1 + δ(1/g)ᵀ)⁻¹β. Elements: v, or δ, for every group of a GroupNorm.
     """
 
     readers: tuple[Slice, ...] = ()
@@ -80,24 +168,24 @@ class NullDirection(Symmetry):
     def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
         """Change the readers and take the constant back in a bias."""
         out = dict(params)
-        n = self.readers[0].index.shape[1]
+        groups, n, _ = self.readers[0].index.shape
         w0 = params[self.readers[0].param]
-        element = element.to(w0)
-        g = params[self.gain] if self.gain is not None else w0.new_ones(n)
-        beta = params[self.shift] if self.shift is not None else w0.new_zeros(n)
-        total = (beta / g).sum()
+        g = params[self.gain].reshape(groups, n) if self.gain is not None else w0.new_ones(groups, n)
+        beta = params[self.shift].reshape(groups, n) if self.shift is not None else w0.new_zeros(groups, n)
+        element = element.to(w0).reshape(groups, -1)
+        total = (beta / g).sum(1, keepdim=True)
         for s in self.readers:
-            block = s.take(out[s.param])  # (1, n, 1, *rest)
-            if self.joint:
-                pulled = torch.einsum("n,fn...->f...", element, block)
-            else:
-                pulled = element.reshape(1, *block.shape[2:])
-            out[s.param] = s.put(out[s.param], block + torch.einsum("n,f...->fn...", 1 / g, pulled))
+            block = s.take(out[s.param])  # (groups, n, 1, *rest)
+            pulled = (
+                torch.einsum("fn,fn...->f...", element, block) if self.joint else element.reshape(block[:, 0].shape)
+            )
+            out[s.param] = s.put(out[s.param], block + torch.einsum("fn,f...->fn...", 1 / g, pulled))
         if self.joint and self.shift is not None:
-            out[self.shift] = beta - element * (total / (1 + (element / g).sum()))
+            moved = beta - element * (total / (1 + (element / g).sum(1, keepdim=True)))
+            out[self.shift] = moved.reshape(params[self.shift].shape)
         elif self.reader_bias is not None and self.shift is not None:
             b = out[self.reader_bias]
-            out[self.reader_bias] = b - total * element.reshape(b.shape)
+            out[self.reader_bias] = b - (total * element).sum(0).reshape(b.shape)
         return out
 
 

@@ -12,7 +12,7 @@ from gaugefix.symmetry.rules.shape import repeat_interleave
 
 @register_rule("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu")
 def attention(op: Op, lower: Lowering) -> None:
-    """softmax(q kᵀ·scale + mask) v, heads in the batch dimensions."""
+    """softmax(q kᵀ·scale + mask) v, heads in the batch dimensions; the mask may be made of parameters (T5)."""
     q, k, v = op.args[:3]
     mask = op.arg(3, "attn_mask")
     if op.kwargs.get("enable_gqa") and k.shape[-3] != q.shape[-3]:
@@ -24,10 +24,12 @@ def attention(op: Op, lower: Lowering) -> None:
     order = [*range(k.ndim - 2), k.ndim - 1, k.ndim - 2]
     lower.sum([(k, {d: order[d] for d in range(k.ndim)})], swapped, aligned(swapped, swapped))
     contract(lower, q, swapped, scores)
-    if mask is not None:
-        for d, n in enumerate(mask.shape):
-            if n > 1:
-                lower.pin_dims(scores, [d + scores.ndim - mask.ndim])
+    if mask is not None and mask.is_float and mask.kind in {"op", "param"}:  # a learned bias of the scores
+        masked = lower.temp(shape, f"{op.out.name}.biased")
+        lower.sum([(scores, aligned(scores, masked)), (mask, aligned(mask, masked))], masked, aligned(masked, masked))
+        scores = masked
+    elif mask is not None:
+        lower.pin_dims(scores, [d + scores.ndim - mask.ndim for d, n in enumerate(mask.shape) if n > 1])
     lower.emit(
         Softmax(
             out=lower.operand(probs, aligned(probs, probs)),

@@ -64,6 +64,7 @@ def _convolve(
         ],
         og,
         {**lead, **grouped, "out": channel + shift},
+        scale=1 / prod(x.shape[channel + 1 :]),  # each output position sees one window, not the sum over all
         border=border,
     )
     for v, at in ((xg, channel + shift + 1), (og, channel + shift + 1), (wg, 2 + shift)):

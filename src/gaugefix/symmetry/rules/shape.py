@@ -267,7 +267,7 @@ def cat(op: Op, lower: Lowering) -> None:
                 unify(axes[d], lower.axes(v)[d])
     start = 0
     for v in parts:
-        lower.cut(op.out, dim, start, v)
+        lower.cut(op.out, dim, start, v, joins=True)
         start += v.shape[dim]
 
 
