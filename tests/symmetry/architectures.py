@@ -105,7 +105,9 @@ def draw_plan(pick: Pick[Any]) -> Plan:
     narrow = pick((False,) * 9 + (True,))
     width = 4 if source in {"sequence", "tokens"} else pick((3, 4))
     raw = source == "vector" and pick((False, False, True))
-    blocks = [_draw_block(pick, source, narrow, i == 0 and (raw or source == "tokens")) for i in range(pick((1, 2, 2, 3)))]
+    blocks = [
+        _draw_block(pick, source, narrow, i == 0 and (raw or source == "tokens")) for i in range(pick((1, 2, 2, 3)))
+    ]
     return Plan(
         source, pick((2, 3) if narrow else (7, 8)), pick((2, 3) if narrow else (7, 8)), 0 if raw else width,
         tuple(blocks), _draw_norm(pick, source), pick((True, True, False)),

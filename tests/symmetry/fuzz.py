@@ -91,7 +91,9 @@ def completeness(counts: Counter[str]) -> float | None:
     return counts["complete"] / judged if judged else None
 
 
-def run(start: int, n: int, *, minimise: bool = True, out: Path | None = None, budget: float = 1e9) -> dict[str, object]:
+def run(
+    start: int, n: int, *, minimise: bool = True, out: Path | None = None, budget: float = 1e9
+) -> dict[str, object]:
     """Examine many seeds.
 
     Args:
