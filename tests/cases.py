@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -28,6 +29,7 @@ class Case:
         flat_dim: continuous directions at a generic point.
         groups: each group with the number of symmetries that must carry it; groups not named here are not checked.
         opaque: names of the operations that cannot be seen through.
+        missed: measured directions that the search is known not to find.
         seeds: points at which flat directions are counted; the smallest count is the architecture's, because units
             that are dead or always on add directions at some points (piecewise linear activations).
     """
@@ -38,6 +40,7 @@ class Case:
     flat_dim: int
     groups: dict[str, int]
     opaque: tuple[str, ...] = ()
+    missed: int = 0
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def __str__(self) -> str:
@@ -84,16 +87,16 @@ class Residual(nn.Module):
 
     def __init__(
         self, d: int, hidden: int, depth: int, norm: Callable[[int], nn.Module], act: Callable[[], nn.Module],
-        *, final: bool = True,
+        *, final: bool = True, ends: tuple[int, int] = (3, 3),
     ) -> None:  # fmt: skip
         super().__init__()
-        self.embed = nn.Linear(3, d)
+        self.embed = nn.Linear(ends[0], d)
         self.norms = nn.ModuleList(norm(d) for _ in range(depth))
         self.up = nn.ModuleList(nn.Linear(d, hidden) for _ in range(depth))
         self.down = nn.ModuleList(nn.Linear(hidden, d) for _ in range(depth))
         self.act = act()
         self.final = norm(d) if final else nn.Identity()
-        self.head = nn.Linear(d, 3)
+        self.head = nn.Linear(d, ends[1])
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
@@ -117,10 +120,9 @@ class Bilinear(nn.Module):
 class LoRA(nn.Module):
     """A layer with weight W + B A."""
 
-    def __init__(self, *, frozen: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.base = nn.Linear(5, 4)
-        self.base.requires_grad_(not frozen)
         self.A = nn.Parameter(torch.randn(2, 5))
         self.B = nn.Parameter(torch.randn(4, 2))
 
@@ -168,16 +170,12 @@ class SwiGLU(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """An encoder, a linear code and a decoder; the code is returned too if ``expose``."""
+    """An encoder, a linear code and a decoder."""
 
-    def __init__(self, *, tied: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.enter, self.code = nn.Linear(5, 6), nn.Linear(6, 2)
         self.open, self.leave = nn.Linear(2, 6), nn.Linear(6, 5)
-        self.tied = tied
-        if tied:
-            self.leave.weight = nn.Parameter(torch.zeros(5, 6))
-            self.enter.weight = nn.Parameter(torch.randn(6, 5))
 
     def forward(self, x: Tensor) -> Tensor:
         code = self.code(torch.tanh(self.enter(x)))
@@ -325,17 +323,6 @@ def gpt2_flat(d: int, h: int, ff: int, vocabulary: int, length: int, layers: int
     return scales + heads + rotations + means + nulls + biases
 
 
-class ViaMean(nn.Module):
-    """Tokens are embedded, normalised, averaged over positions and classified."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table, self.norm, self.head = nn.Embedding(7, 5), nn.LayerNorm(5), nn.Linear(5, 3)
-
-    def forward(self, idx: Tensor) -> Tensor:
-        return self.head(self.norm(self.table(idx)).mean(1))
-
-
 class RMS(nn.Module):
     """RMSNorm written out."""
 
@@ -349,3 +336,178 @@ class RMS(nn.Module):
 
 
 X = numbers(8, 4)
+
+
+def _sequential(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*layers)
+
+
+def _normalised(norm: Callable[[int], nn.Module], act: Callable[[], nn.Module]) -> nn.Sequential:
+    return _sequential(nn.Linear(4, 6), norm(6), act(), nn.Linear(6, 5), norm(5), act(), nn.Linear(5, 3))
+
+
+def _plain(d: int) -> nn.Module:
+    return nn.LayerNorm(d, elementwise_affine=False)
+
+
+def _mlps() -> list[Case]:
+    out = []
+    swaps = {"S_6": 1, "S_5": 1}
+    for name, act, flat, groups in (
+        ("relu", nn.ReLU, 11, {**swaps, "R+^6": 1, "R+^5": 1}),
+        ("leaky", nn.LeakyReLU, 11, {**swaps, "R+^6": 1, "R+^5": 1}),
+        ("tanh", nn.Tanh, 0, {**swaps, "Z_2^6": 1, "Z_2^5": 1}),
+        ("gelu", nn.GELU, 0, swaps),
+        ("silu", nn.SiLU, 0, swaps),
+    ):
+        for bias in (True, False):
+            make = partial(mlp, (4, 6, 5, 3), act, bias=bias)
+            out.append(Case(f"mlp-{name}{'' if bias else '-nobias'}", make, (X,), flat, groups, seeds=tuple(range(8))))
+    linear = {"GL(6)": 1, "GL(5)": 1}
+    parameters = 4 * 6 + 6 + 6 * 5 + 5 + 5 * 3 + 3
+    out += [
+        Case("mlp-linear", partial(mlp, (4, 6, 5, 3), nn.Identity), (X,), parameters - (4 + 1) * 3, linear),
+        Case("mlp-linear-nobias", partial(mlp, (4, 6, 5, 3), nn.Identity, bias=False), (X,),
+             parameters - 6 - 5 - 3 - 4 * 3, linear),
+        Case("mlp-linear-bottleneck", partial(mlp, (6, 2, 5), nn.Identity), (numbers(8, 6),), 2 * 2 + 2, {"GL(2)": 1}),
+    ]  # fmt: skip
+    tanh = partial(mlp, (4, 6, 3), nn.Tanh)
+    shift = 6 + 1  # a multiple of the all-ones vector for every column of the last weight, and for its bias
+    out += [
+        Case("functional", Functional, (numbers(8, 2, 2),), 11 + 5 + 1, {"R+^6": 1, "R+^5": 1, "S_6": 1, "S_5": 1}),
+        Case("softmax", lambda: _sequential(*tanh(), nn.Softmax(-1)), (X,), shift, {"Z_2^6": 1}),
+        Case("log-softmax", lambda: _sequential(*tanh(), nn.LogSoftmax(-1)), (X,), shift, {"Z_2^6": 1}),
+        Case("dropout-flatten", lambda: _sequential(nn.Flatten(), nn.Dropout(), *tanh()), (numbers(8, 2, 2),), 0,
+             {"Z_2^6": 1, "S_6": 1}),
+    ]  # fmt: skip
+    return out
+
+
+def _normalised_mlps() -> list[Case]:
+    # each normalised layer: scale of its input (1; n with BatchNorm), gains of homogeneous units (n), dead mean
+    # directions (inputs + bias; with BatchNorm the bias), as counted on paper for widths 6 and 5
+    mean = (4 + 1) + (6 + 1)
+    return [
+        Case("ln-leaky", partial(_normalised, nn.LayerNorm, nn.LeakyReLU), (X,), 2 + 11 + mean,
+             {"R+^6": 1, "R+^5": 1, "R+": 2}),
+        Case("ln-gelu", partial(_normalised, nn.LayerNorm, nn.GELU), (X,), 2 + mean, {"S_6": 1, "S_5": 1, "R+": 2}),
+        Case("rms-leaky", partial(_normalised, nn.RMSNorm, nn.LeakyReLU), (X,), 2 + 11, {"R+^6": 1, "R+^5": 1}),
+        Case("rms-gelu", partial(_normalised, nn.RMSNorm, nn.GELU), (X,), 2, {"Z_2^6": 1, "Z_2^5": 1}),
+        Case("rms-written-gelu", partial(_normalised, RMS, nn.GELU), (X,), 2, {"Z_2^6": 1, "Z_2^5": 1}),
+        Case("bn-leaky", partial(_normalised, nn.BatchNorm1d, nn.LeakyReLU), (X,), 11 + 11 + 11, {"R+^6": 2, "R+^5": 2}),
+        Case("bn-gelu", partial(_normalised, nn.BatchNorm1d, nn.GELU), (X,), 11 + 11, {"R+^6": 1, "Z_2^6": 1}),
+        Case("ln-plain-gelu", partial(_normalised, _plain, nn.GELU), (X,), 2 + mean, {"S_6": 1, "S_5": 1}),
+    ]  # fmt: skip
+
+
+def _residuals() -> list[Case]:
+    d, h, n = 4, 5, 2  # stream, hidden, depth; three norms, of which the last is read by the head (3 rows)
+    x = (numbers(8, 3),)
+    wide = (numbers(8, 6),)
+    gains = (n + 1) * d
+    rotation = d * (d - 1) // 2
+    centred = (d - 1) * (d - 2) // 2
+    means = (3 + 1) + n * (h + 1)  # weights and biases of the writers
+    nulls = n * h + 3  # rows of the readers
+    shifts = gains  # of the norms, taken back by the readers' biases
+    layer = gains + 1 + centred + means + nulls + shifts
+    rms = gains + 1 + rotation
+    batch = gains + shifts + d + (n + 1) * d  # the stream's scale and the writers' biases are divided out
+    return [
+        Case("residual-ln-gelu", partial(Residual, d, h, n, nn.LayerNorm, nn.GELU), x, layer,
+             {f"S_{d}": 1, f"O({d - 1})": 1, f"R+^{d}": n + 1, f"T({h})": 4}),
+        Case("residual-ln-leaky", partial(Residual, d, h, n, nn.LayerNorm, nn.LeakyReLU), x, layer + n * h,
+             {f"O({d - 1})": 1, f"R+^{h}": n}, seeds=tuple(range(6))),
+        Case("residual-rms-gelu", partial(Residual, d, h, n, nn.RMSNorm, nn.GELU), x, rms, {f"O({d})": 1}),
+        Case("residual-rms-written", partial(Residual, d, h, n, RMS, nn.GELU), x, rms, {f"O({d})": 1}),
+        Case("residual-bn-gelu", partial(Residual, d, h, n, nn.BatchNorm1d, nn.GELU), x, batch, {f"R+^{d}": n + 2}),
+        Case("residual-gelu", partial(Residual, d, h, n, lambda _: nn.Identity(), nn.GELU, ends=(6, 7)), wide,
+             d * d + (n + 1) * d, {f"GL({d})": 1, f"T({d})": 3}),
+        Case("residual-open-rms", partial(Residual, d, h, n, nn.RMSNorm, nn.GELU, final=False, ends=(6, 7)), wide,
+             n * d + 1 + rotation + d, {f"O({d})": 1}),
+    ]  # fmt: skip
+
+
+def _by_hand() -> list[Case]:
+    five, three = (numbers(8, 5),), (numbers(8, 3),)
+    return [
+        Case("bilinear", Bilinear, five, 2 * 2, {"GL(2)": 1}),
+        # a trainable W absorbs every change of B A, not only those that leave B A alone
+        Case("lora", LoRA, five, 2 * 2, {"GL(2)": 1}, missed=2 * (5 + 4) - 2 * 2),
+        Case("einsum", Einsum, (X,), 0, {"(S_2)^3": 1, "(S_3)^2": 1, "Z_2^6": 1}),
+        Case("dense-leaky", partial(Dense, F.leaky_relu), (X,), 5 + 6, {"S_5": 1, "S_6": 1, "R+^5": 1, "R+^6": 1}),
+        Case("dense-tanh", partial(Dense, torch.tanh), (X,), 0, {"S_5": 1, "S_6": 1, "Z_2^5": 1, "Z_2^6": 1}),
+        Case("swiglu", SwiGLU, (X,), 7, {"S_7": 1, "R+^7": 1, "Z_2^7": 1}),
+        Case("autoencoder", Autoencoder, five, 2 * 2 + 2, {"GL(2)": 1, "T(2)": 1, "Z_2^6": 2}),
+        Case("tied-autoencoder-tanh", partial(TiedAutoencoder, torch.tanh), (X,), 0, {"S_6": 1, "Z_2^6": 1}),
+        Case("tied-autoencoder-leaky", partial(TiedAutoencoder, F.leaky_relu), (X,), 0, {"S_6": 1}),
+        Case("tied-autoencoder-linear", partial(TiedAutoencoder, lambda x: x), (X,), 20, {"O(6)": 1}),
+        Case("shared-leaky", partial(SharedLayer, F.leaky_relu), three, 4, {"S_4": 1, "R+^4": 1}),
+        Case("shared-tanh", partial(SharedLayer, torch.tanh), three, 0, {"S_4": 1, "Z_2^4": 1}),
+        Case("mixture-list", partial(Mixture, stacked=False), three, 3 + 1, {"S_5": 4}),
+        Case("mixture-stacked", partial(Mixture, stacked=True), three, 3 + 1, {"S_4": 1, "(S_5)^4": 1}),
+    ]
+
+
+def _attention() -> list[Case]:
+    x = (numbers(3, 4, 6),)
+    d, h, e = 6, 2, 3
+    heads = {f"S_{h}": 1, f"(GL({e}))^{h}": 2}
+    product = 2 * h * e * e  # queries with keys, values with outputs
+    biases = d + d  # key biases are dead, value biases go to the output bias
+    out = [
+        Case(f"attention-{split}-{kind}{'-bias' if bias else ''}", partial(Attention, split=split, product=kind, bias=bias),
+             x, product + biases * bias, heads)
+        for split in ("chunk", "select", "unbind")
+        for kind in ("matmul", "sdpa", "einsum")
+        for bias in (False, True)
+    ]  # fmt: skip
+    out += [
+        Case("attention-causal", partial(Attention, causal=True), x, product, heads),
+        Case("attention-causal-sdpa", partial(Attention, causal=True, product="sdpa"), x, product, heads),
+        Case("multihead", SelfAttention, x, product + biases, heads),
+        Case("multihead-nobias", partial(SelfAttention, bias=False), x, product, heads),
+    ]
+    return out
+
+
+def _transformers() -> list[Case]:
+    d, h, ff, e = 4, 2, 5, 2
+    x = (numbers(3, 5, d),)
+    heads = 2 * h * e * e
+    biases = d + d
+    # before: gains and shifts of two norms against their readers, null directions of the readers, the common part of
+    # the output bias; after: mean shifts of both writers, the first norm's shift, the null direction of its reader,
+    # the joint scale of what enters the second norm
+    before = heads + biases + 2 * d + 2 * d + (3 * d + ff) + 1
+    after = heads + biases + (d + 1) + (ff + 1) + d + ff + 1
+    out = []
+    for first in (True, False):
+        for relu in (True, False):
+            make = partial(
+                nn.TransformerEncoderLayer, d, h, ff, activation="relu" if relu else "gelu", norm_first=first
+            )
+            for batch_first in (True, False):
+                out.append(
+                    Case(
+                        f"encoder-{'pre' if first else 'post'}-{'relu' if relu else 'gelu'}{'' if batch_first else '-time'}",
+                        partial(make, batch_first=batch_first), x, (before if first else after) + ff * relu,
+                        {f"S_{h}": 1, f"(GL({e}))^{h}": 2, f"S_{ff}": 1, **({f"R+^{ff}": 1} if relu else {})},
+                    )
+                )  # fmt: skip
+    words, length = 9, 4
+    idx = (tokens(3, length, words),)
+    full = gpt2_flat(d, h, ff, words, length, 1)
+    lost = d + (d - 1) * (d - 2) // 2 + words + d + (d - 1)  # gains, rotations, means, nulls and shifts of the table
+    out += [
+        Case("gpt2", GPT2, idx, full, {f"S_{d}": 1, f"O({d - 1})": 1, f"(GL({e}))^{h}": 2, f"S_{h}": 1}, seeds=(0, 1)),
+        Case("gpt2-deep", partial(GPT2, layers=2), idx, gpt2_flat(d, h, ff, words, length, 2),
+             {f"O({d - 1})": 1, f"(GL({e}))^{h}": 4, f"S_{ff}": 2}, seeds=(0,)),
+        Case("gpt2-tied", partial(GPT2, tied=True), idx, full - lost, {f"S_{d}": 1, f"(GL({e}))^{h}": 2}, seeds=(0, 1)),
+    ]  # fmt: skip
+    return out
+
+
+CASES: tuple[Case, ...] = (
+    *_mlps(), *_normalised_mlps(), *_residuals(), *_by_hand(), *_attention(), *_transformers()
+)  # fmt: skip

@@ -227,8 +227,8 @@ def _measure(
     task: Task, training: tuple[float, ...], boundary: _Boundary, level: str, seed: int, started: float
 ) -> Audit:
     """Every measurement inside its own boundary."""
-    run, inputs = boundary.run, task.inputs(task.first_batch())
-    found = run("symmetries", lambda: find_symmetries(task.model, inputs))
+    run = boundary.run
+    found = run("symmetries", lambda: find_symmetries(task))
     symmetries = found if found is not None else Symmetries((), ())
     params = {name: p.detach() for name, p in task.model.named_parameters()}
     if symmetries.units:

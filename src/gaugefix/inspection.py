@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -13,7 +13,7 @@ from gaugefix.errors import TaskError
 from gaugefix.hub import hub_model
 from gaugefix.report.symmetry_report import symmetry_data
 from gaugefix.symmetry import find_symmetries
-from gaugefix.task import load_task
+from gaugefix.task import Task, load_task
 from gaugefix.testing import completeness
 
 
@@ -48,19 +48,23 @@ def inspect_symmetries(
         raise TaskError("--meta looks at structure only: leave out --verify and --complete, or --meta.")
     if meta is None:
         meta = target.startswith("hf:") and not numbers
-    model, args = _load(target, meta, data_dir, seed)
-    found = find_symmetries(model, args, verify="auto" if verify is None else verify, seed=seed)
+    model, args, task = _load(target, meta, data_dir, seed)
+    check: bool | Literal["auto"] = "auto" if verify is None else verify
+    found = find_symmetries(task or model, None if task else args, verify=check, seed=seed)
     compared = completeness(found, model, args, seed=seed) if complete else None
     return symmetry_data(found, target, structure_only=meta, completeness=compared)
 
 
-def _load(target: str, meta: bool, data_dir: Path | None, seed: int) -> tuple[nn.Module, tuple[Any, ...]]:
+def _load(
+    target: str, meta: bool, data_dir: Path | None, seed: int
+) -> tuple[nn.Module, tuple[Any, ...], Task | None]:
+    """The model, its arguments, and the task if its loss can be looked at too."""
     if target.startswith("hf:"):
         found = hub_model(target, meta=meta, seed=seed, weights=False)
-        return found.model, found.example()
+        return found.model, found.example(), None
     task = load_task(target, data_dir=data_dir, seed=seed)
     args = task.inputs(task.first_batch())
     if not meta:
-        return task.model, args
+        return task.model, args, task
     moved = pytree.tree_map(lambda t: t.to("meta") if isinstance(t, Tensor) else t, args)
-    return copy.deepcopy(task.model).to("meta"), moved
+    return copy.deepcopy(task.model).to("meta"), moved, None

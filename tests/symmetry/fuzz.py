@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from tests.symmetry.architectures import Plan, build, random_plan, shrink
 
 from gaugefix.symmetry import find_symmetries
 from gaugefix.symmetry.generic import generator_dims
 from gaugefix.symmetry.verify import random_parameters
 from gaugefix.testing import flat_directions
-from tests.symmetry.architectures import Plan, build, random_plan, shrink
 
 #: points at which flat directions are counted until the count meets the claim; the smallest counts
 SEEDS = 6

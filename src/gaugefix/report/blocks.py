@@ -13,6 +13,7 @@ from gaugefix.symmetry import Symmetries
 from gaugefix.symmetry.groups import Symmetry
 
 WHOLE = "across blocks"
+LOSS = "the loss only"
 _MOST_NAMES = 6
 
 
@@ -89,7 +90,8 @@ def fold_blocks(found: Symmetries) -> tuple[Section, ...]:
         found: the symmetries.
 
     Returns:
-        Sections in the order of the model; the directions of all of them sum to ``found.flat_dim``.
+        Sections in the order of the model; the directions of all of them sum to ``found.flat_dim``, but for those
+        under `LOSS`, which the function does see.
 
     Example:
         >>> import torch
@@ -111,7 +113,7 @@ def fold_blocks(found: Symmetries) -> tuple[Section, ...]:
         folded.setdefault((*alike, nth), []).append(entry)
     rows = [(entries[0].template, tuple(sorted(e.number for e in entries)), _worst(entries)) for entries in
             folded.values()]  # fmt: skip
-    rows.sort(key=lambda item: item[0] != WHOLE)
+    rows.sort(key=lambda item: {WHOLE: 0, LOSS: 2}.get(item[0], 1))
     sections: dict[tuple[str, tuple[int, ...]], list[Row]] = {}
     for template, numbers, row in rows:
         sections.setdefault((template, numbers), []).append(row)
@@ -134,6 +136,8 @@ def _entry(s: Symmetry, error: float | None) -> _Entry:
     kind = re.sub(r"( #\d+| \(\d+\))+$", "", s.name.rpartition(": ")[2])
     units = "" if s.units is None else f"{s.units.fibers} × {s.units.size}" if s.units.fibers > 1 else f"{s.units.size}"
     row = Row(kind, s.group, s.dim, units, summary(inside), error)
+    if s.level == "loss":
+        return _Entry(LOSS, 0, row)
     if not common:
         return _Entry(WHOLE, 0, row)
     at = next(i for i, part in enumerate(common) if part.isdigit())

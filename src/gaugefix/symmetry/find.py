@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import nn
 
 import gaugefix.symmetry.rules  # noqa: F401  (registers the rules)
+from gaugefix.errors import SymmetryError, TraceError
 from gaugefix.symmetry.assemble import assemble
 from gaugefix.symmetry.cells import Cells
 from gaugefix.symmetry.classes import Classes
@@ -15,14 +17,15 @@ from gaugefix.symmetry.lowering import Lowering
 from gaugefix.symmetry.patterns import recognise
 from gaugefix.symmetry.symmetries import Symmetries
 from gaugefix.symmetry.verify import verify_symmetries
+from gaugefix.task import Task
 
 #: with verify="auto", larger models are not checked numerically
 AUTO_VERIFY_PARAMETERS = 2_000_000
 
 
 def find_symmetries(
-    model: nn.Module,
-    args: tuple[Any, ...],
+    model: nn.Module | Task,
+    args: tuple[Any, ...] | None = None,
     kwargs: dict[str, Any] | None = None,
     *,
     verify: bool | Literal["auto"] = "auto",
@@ -39,7 +42,9 @@ def find_symmetries(
     (the function changes by O(ε/variance)).
 
     Args:
-        model: any exportable module. Left exactly as it was.
+        model: any exportable module, or a `Task`: then the inputs are its own, and symmetries that only its loss has
+            are listed with ``level="loss"`` (cross-entropy does not see a constant added to all logits). Left exactly
+            as it was.
         args: example positional arguments; only their shapes matter. Use a batch of at least 2.
         kwargs: example keyword arguments.
         verify: apply random elements of every group to random parameters in float64 and compare outputs. "auto" does
@@ -49,6 +54,9 @@ def find_symmetries(
 
     Returns:
         The symmetries.
+
+    Raises:
+        SymmetryError: if ``args`` are missing for a module.
 
     Cost: one export, then linear in the number of operations; verification: a few forward passes per symmetry.
 
@@ -62,12 +70,60 @@ def find_symmetries(
         >>> [s.group for s in found], found.flat_dim, found.verified
         (['S_6', 'R+^6', 'S_5', 'R+^5'], 11, True)
     """
-    graph = recognise(trace(model, args, kwargs))
-    lower = Lowering(graph).run()
-    classes = Classes(Cells(lower))
-    found = assemble(classes)
-    n_parameters = sum(p.numel() for p in model.parameters())
-    on_meta = any(p.is_meta for p in model.parameters())
-    if verify is True or (verify == "auto" and not on_meta and n_parameters <= AUTO_VERIFY_PARAMETERS):
+    if isinstance(model, Task):
+        return _find_in_task(model, verify=verify, seed=seed)
+    if args is None:
+        raise SymmetryError("find_symmetries(model, args) needs example arguments; only a Task brings its own.")
+    found = _find(model, args, kwargs)
+    if _should_verify(model, verify):
         return verify_symmetries(found, model, args, kwargs or {}, seed=seed)
     return found
+
+
+def _find(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None, prefix: str = "") -> Symmetries:
+    graph = recognise(trace(model, args, kwargs, prefix=prefix))
+    return assemble(Classes(Cells(Lowering(graph).run())))
+
+
+def _should_verify(model: nn.Module, verify: bool | Literal["auto"]) -> bool:
+    if verify != "auto":
+        return verify
+    small = sum(p.numel() for p in model.parameters()) <= AUTO_VERIFY_PARAMETERS
+    return small and not any(p.is_meta for p in model.parameters())
+
+
+class _Objective(nn.Module):
+    """The per-sample losses of a task as a module of the batch."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.model = task.model
+        self.loss = task.loss
+
+    def forward(self, batch: Any) -> Any:
+        return self.loss(self.model, batch)
+
+
+def _find_in_task(task: Task, *, verify: bool | Literal["auto"], seed: int) -> Symmetries:
+    """Symmetries of the function, then those that only the loss has (a shift of all logits by a constant)."""
+    batch = task.first_batch()
+    found = find_symmetries(task.model, task.inputs(batch), verify=verify, seed=seed)
+    objective = _Objective(task)
+    try:
+        whole = _find(objective, (batch,), None, prefix="model.")
+    except TraceError as error:
+        return replace(found, skipped=(*found.skipped, f"symmetries of the loss: {error}"))
+    if _should_verify(task.model, verify):
+        whole = verify_symmetries(whole, objective, (batch,), {}, seed=seed, prefix="model.")
+    known = {(s.group, s.axes) for s in found}
+    extra = [s for s in whole if (s.group, s.axes) not in known]
+    return replace(
+        found,
+        symmetries=(*found.symmetries, *(replace(s, name=f"loss: {s.name}", level="loss") for s in extra)),
+        verification=(
+            *found.verification,
+            *(replace(v, name=f"loss: {v.name}") for v in whole.verification if v.name in {s.name for s in extra}),
+        ),
+        rejected=(*found.rejected, *whole.rejected),
+        skipped=(*found.skipped, *(f"loss: {o.op} ({o.reason})" for o in whole.opaque if o not in found.opaque)),
+    )

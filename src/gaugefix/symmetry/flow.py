@@ -174,6 +174,14 @@ class Flow:
         parts = [self.classes.cells.layout(record.x.value)[d] for d in record.x.groups[name[0]]]
         return sum(len(p.leaves) for options in parts for p in options) == 1
 
+    def origin(self, value: Value) -> Value:
+        """The parameter of which a value is a plain view, or the value itself."""
+        record = self.producers.get(value)
+        while isinstance(record, Sum) and len(record.terms) == 1 and record.coefficients == (1.0,):
+            value = record.terms[0].value
+            record = self.producers.get(value)
+        return value
+
     def normalised(self, value: Value) -> Norm | None:
         """The centred normalisation of which a value is a copy or an average over positions."""
         while True:

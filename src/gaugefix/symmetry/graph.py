@@ -156,13 +156,14 @@ class _TensorsOnly(nn.Module):
         return list(outputs.values())
 
 
-def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Graph:
+def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, *, prefix: str = "") -> Graph:
     """Export a module and flatten the result.
 
     Args:
         model: any module; its mode, parameters and buffers are left as they were.
         args: example positional arguments.
         kwargs: example keyword arguments.
+        prefix: taken off the front of parameter names.
 
     Returns:
         The graph.
@@ -188,7 +189,11 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None
                 f"{reason[0] if reason else type(error).__name__}. Data-dependent control flow is the usual cause: "
                 "trace a submodule without it, or replace it by torch.where / torch.cond."
             ) from error
-    return _Reader(model, program, names).graph()
+    graph = _Reader(model, program, names).graph()
+    for v in graph.params.values():
+        v.name = v.name.removeprefix(prefix)
+    graph.params = {v.name: v for v in graph.params.values()}
+    return graph
 
 
 class _Reader:

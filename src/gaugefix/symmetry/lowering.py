@@ -11,6 +11,7 @@ from gaugefix.symmetry.graph import Graph, Op, Value
 from gaugefix.symmetry.records import Cut, Label, Operand, Pointwise, Product, Record, Sum
 from gaugefix.symmetry.symmetries import OpaqueOp
 
+_NORMS = {"layer_norm", "native_layer_norm", "group_norm"}  # their output has a structure that readers can use
 Rule = Callable[[Op, "Lowering"], None]
 RULES: dict[str, Rule] = {}
 
@@ -76,7 +77,7 @@ class Lowering:
         live = set(self.graph.params.values())
         for op in self.graph.ops:
             self._place = op.place
-            if live.isdisjoint(op.values()):  # data: no parameter in it
+            if live.isdisjoint(op.values()) and op.name not in _NORMS:  # data: no parameter in it
                 for v in op.outputs:
                     v.kind = "input" if any(a.kind == "input" for a in op.values()) else "const"
                 continue

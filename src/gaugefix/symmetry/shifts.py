@@ -83,6 +83,7 @@ class ShiftFlow:
         lower = self.classes.cells.lower
         self._uses = Counter(v for record in lower.records for v in (o.value for o in _sources(record)))
         self._zero = set(lower.zero)
+        self._shared = {leaf: len({key[0] for key, _ in c.slots}) for leaf, c in self.classes.by_leaf.items()}
         self._shiftable = self._find_shiftable()
         for record in lower.records:
             try:
@@ -112,7 +113,11 @@ class ShiftFlow:
         key = (operand.value, cell)
         if key not in self._forms and operand.value in self._shiftable:
             hidden = operand.hidden_dims()
-            slots = [(s, leaf) for s, leaf in self.classes.cells.slots(*key) if s[0] not in hidden]
+            slots = [
+                (s, leaf)
+                for s, leaf in self.classes.cells.slots(*key)
+                if s[0] not in hidden and self._shared[leaf] > 1  # an axis of its own (positions): constant along it
+            ]
             self.sources[key] = frozenset(leaf for _, leaf in slots)
             self._forms[key] = {key: Arrival("copy", 1.0, frozenset(s for s, _ in slots))}
         return self._forms.get(key, {})

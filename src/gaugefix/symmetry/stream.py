@@ -62,7 +62,7 @@ def find_stream_symmetries(
     for c in classes.by_leaf.values():
         out += _unread(flow, c)
         if c.norms:
-            out += _rotations(classes, c, names)
+            out += _rotations(flow, c, names)
         if c.rotary:
             out += _rotary(classes, c, names)
     return out
@@ -120,42 +120,58 @@ def _null_directions(flow: Flow) -> list[Symmetry]:
                 spoiled.add(norm)
     out: list[Symmetry] = []
     for norm, found in readers.items():
-        gain, shift = (None if o is None else o.value for o in (norm.gain, norm.bias))
+        gain, shift = (None if o is None else flow.origin(o.value) for o in (norm.gain, norm.bias))
         if any(v is not None and v.kind != "param" for v in (gain, shift)):
             continue
+        groups, size = found[0][0].index.shape[:2]
         for where, n, bias in found:
             if bias is not None or shift is None:
-                out.append(_null(norm, (where,), n, n, bias, joint=False))
+                out.append(_null(norm, gain, shift, (where,), groups * n, groups * n, bias, joint=False))
         rows = sum(n for _, n, bias in found if bias is None)
         if rows and shift is not None and uses[shift] == 1 and norm not in spoiled and _only_read(flow, norm):
-            d = shift.shape[0]
-            out.append(_null(norm, tuple(s for s, _, _ in found), d, min(d, rows), None, joint=True))
+            slices = tuple(s for s, _, _ in found)
+            out.append(_null(norm, gain, shift, slices, groups * size, groups * min(size, rows), None, joint=True))
     return out
 
 
-def _null(norm: Norm, slices: tuple[Slice, ...], length: int, dim: int, bias: str | None, *, joint: bool) -> Symmetry:
-    gain = norm.gain.value.name if norm.gain is not None else None
-    shift = norm.bias.value.name if norm.bias is not None else None
-    moved = [f"{s.param}[{s.dim}]" for s in slices]
-    moved += [f"{p}[0]" for p in ((shift if joint else bias),) if p is not None]
-    name = f"{shift or norm.place}: null direction" if joint else f"{slices[0].param}: null direction"
+def _null(
+    norm: Norm, gain: Value | None, shift: Value | None, slices: tuple[Slice, ...], length: int, dim: int,
+    bias: str | None, *, joint: bool,
+) -> Symmetry:  # fmt: skip
+    changed = (None if shift is None else shift.name) if joint else bias
+    moved = [*_places(slices), *([] if changed is None else [f"{changed}[0]"])]
+    name = f"{changed or norm.place}: null direction" if joint else f"{slices[0].param}: null direction"
     return NullDirection(
         name, f"T({length})", dim, tuple(moved), False,
-        readers=slices, gain=gain, shift=shift, reader_bias=bias, length=length, joint=joint,
+        readers=slices, gain=None if gain is None else gain.name, shift=None if shift is None else shift.name,
+        reader_bias=bias, length=length, joint=joint,
     )  # fmt: skip
 
 
 def _read_slice(cells: Cells, record: Product, w: Operand, norm: Norm) -> Slice | None:
-    """The dimension of a weight that is contracted with the whole normalised axis, if that is all it is."""
+    """The dimension of a weight that is contracted with the whole normalised axis, group by group."""
     contracted = {k for f in record.factors for k in f.groups if k not in record.out.groups}
     if len(contracted) != 1 or len(w.groups.get(label := next(iter(contracted)), ())) != 1:
         return None
     (d,) = w.groups[label]
-    target = [p.leaves for dim in _reduced_dims(norm) for p in cells.layout(norm.x.value)[dim]]
-    if len(target) != 1 or len(target[0]) != 1 or target != [p.leaves for p in cells.layout(w.value)[d]]:
+    axes = cells.lower.axes(norm.x.value)
+    reduced = [axes[k] for k in _reduced_dims(norm)]
+    mine = cells.lower.axes(w.value)[d].find()
+    if len(reduced) != 1:
         return None
-    n = w.value.shape[d]
-    return Slice(w.value.name, d, np.arange(n).reshape(1, n, 1), "read")
+    size = reduced[0].size
+    if mine is not reduced[0].find() and not _is_grouped(cells, w.value, d, norm):
+        return None
+    return Slice(w.value.name, d, np.arange(w.value.shape[d]).reshape(-1, size, 1), "read")
+
+
+def _is_grouped(cells: Cells, value: Value, d: int, norm: Norm) -> bool:
+    """Whether an axis is (groups, members) of a normalisation over the members."""
+    (k,) = _reduced_dims(norm)
+    parts, layout = cells.layout(value)[d], cells.layout(norm.x.value)
+    if len(parts) != 1 or k == 0 or len(layout[k]) != 1 or len(layout[k - 1]) != 1:
+        return False
+    return parts[0].leaves == (*layout[k - 1][0].leaves, *layout[k][0].leaves)
 
 
 def _reduced_dims(norm: Norm) -> list[int]:
@@ -212,8 +228,9 @@ class _Stream:
     consistent: bool
 
 
-def _stream(classes: Classes, c: AxisClass) -> list[_Stream]:
+def _stream(flow: Flow, c: AxisClass) -> list[_Stream]:
     """The streams of a class: one for each connected set of slots that enters normalisations."""
+    classes = flow.classes
     find = classes.parity.find
     entering: dict[SlotKey, list[tuple[Norm, int]]] = defaultdict(list)
     gains: dict[SlotKey, set[Value | None]] = defaultdict(set)
@@ -225,7 +242,7 @@ def _stream(classes: Classes, c: AxisClass) -> list[_Stream]:
         d_out = norm.out.groups[next(iter(norm.reduced))][0]
         root_out, sign_out = find((norm.out.value, (0,) * norm.out.value.ndim, (d_out, 0)))
         entering[root_in].append((norm, sign_in))
-        gains[root_out].add(None if norm.gain is None else norm.gain.value)
+        gains[root_out].add(None if norm.gain is None else flow.origin(norm.gain.value))
         signs[root_out] = sign_out
         leaving[root_in].append(root_out)
     slots: dict[SlotKey, list[tuple[SlotKey, Role, int]]] = defaultdict(list)
@@ -263,13 +280,13 @@ def _stream(classes: Classes, c: AxisClass) -> list[_Stream]:
     return out
 
 
-def _rotations(classes: Classes, c: AxisClass, names: dict[Axis, str]) -> list[Symmetry]:
+def _rotations(flow: Flow, c: AxisClass, names: dict[Axis, str]) -> list[Symmetry]:
     """O(d) on streams read only through normalisations, and mixing of the mean where they are read linearly too."""
     if c.pinned or c.elementwise or c.rotary or c.fibers:
         return []
     out: list[Symmetry] = []
     name = names[c.leaf]
-    for stream in _stream(classes, c):
+    for stream in _stream(flow, c):
         n = c.size - stream.centred
         if stream.consistent and n >= 2:
             every = [*stream.writers, *stream.readers, *(s for _, a, b in stream.behind for s in (*a, *b))]

@@ -139,7 +139,7 @@ class NullDirection(Symmetry):
     """Readers of a LayerNorm may change along 1/g, which its output β + g⊙x̂ does not see because Σ x̂ = 0.
 
     W → W + v(1/g)ᵀ and b → b − vΣβ/g for one reader with a bias; without one, all readers together:
-    W → W(1 + δ(1/g)ᵀ), β → (1 + δ(1/g)ᵀ)⁻¹β. Elements: v, or δ.
+    W → W(1 + δ(1/g)ᵀ), β → (1 + δ(1/g)ᵀ)⁻¹β. Elements: v, or δ, for every group of a GroupNorm.
     """
 
     readers: tuple[Slice, ...] = ()
@@ -168,24 +168,24 @@ class NullDirection(Symmetry):
     def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
         """Change the readers and take the constant back in a bias."""
         out = dict(params)
-        n = self.readers[0].index.shape[1]
+        groups, n, _ = self.readers[0].index.shape
         w0 = params[self.readers[0].param]
-        element = element.to(w0)
-        g = params[self.gain] if self.gain is not None else w0.new_ones(n)
-        beta = params[self.shift] if self.shift is not None else w0.new_zeros(n)
-        total = (beta / g).sum()
+        g = params[self.gain].reshape(groups, n) if self.gain is not None else w0.new_ones(groups, n)
+        beta = params[self.shift].reshape(groups, n) if self.shift is not None else w0.new_zeros(groups, n)
+        element = element.to(w0).reshape(groups, -1)
+        total = (beta / g).sum(1, keepdim=True)
         for s in self.readers:
-            block = s.take(out[s.param])  # (1, n, 1, *rest)
-            if self.joint:
-                pulled = torch.einsum("n,fn...->f...", element, block)
-            else:
-                pulled = element.reshape(1, *block.shape[2:])
-            out[s.param] = s.put(out[s.param], block + torch.einsum("n,f...->fn...", 1 / g, pulled))
+            block = s.take(out[s.param])  # (groups, n, 1, *rest)
+            pulled = (
+                torch.einsum("fn,fn...->f...", element, block) if self.joint else element.reshape(block[:, 0].shape)
+            )
+            out[s.param] = s.put(out[s.param], block + torch.einsum("fn,f...->fn...", 1 / g, pulled))
         if self.joint and self.shift is not None:
-            out[self.shift] = beta - element * (total / (1 + (element / g).sum()))
+            moved = beta - element * (total / (1 + (element / g).sum(1, keepdim=True)))
+            out[self.shift] = moved.reshape(params[self.shift].shape)
         elif self.reader_bias is not None and self.shift is not None:
             b = out[self.reader_bias]
-            out[self.reader_bias] = b - total * element.reshape(b.shape)
+            out[self.reader_bias] = b - (total * element).sum(0).reshape(b.shape)
         return out
 
 

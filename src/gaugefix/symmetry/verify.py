@@ -103,6 +103,7 @@ def verify_symmetries(
     seed: int = 0,
     trials: int = 2,
     tolerance: float = TOLERANCE,
+    prefix: str = "",
 ) -> Symmetries:
     """Check every symmetry and drop those that fail.
 
@@ -114,6 +115,7 @@ def verify_symmetries(
         seed: of parameters and group elements.
         trials: random (parameters, element) pairs for each symmetry.
         tolerance: largest allowed ‖f(gθ) − f(θ)‖/‖f(θ)‖.
+        prefix: put before the names that the claims use to get the module's own.
 
     Returns:
         The symmetries that passed, with `verification` and `rejected` filled in.
@@ -124,13 +126,17 @@ def verify_symmetries(
     errors = dict.fromkeys((s.name for s in found), 0.0)
     with torch.no_grad():
         for _ in range(trials):
-            params = random_parameters(model, generator)
-            reference = float_outputs(lab, params, args, kwargs)
+            params = {n.removeprefix(prefix): p for n, p in random_parameters(model, generator).items()}
+
+            def outputs(point: Mapping[str, Tensor]) -> list[Tensor]:
+                return float_outputs(lab, {prefix + n: p for n, p in point.items()}, args, kwargs)
+
+            reference = outputs(params)
             for s in found:
                 if s.level != "function":
                     continue
                 moved = s.apply(params, s.sample(generator))
-                error = relative_change(float_outputs(lab, moved, args, kwargs), reference)
+                error = relative_change(outputs(moved), reference)
                 errors[s.name] = max(errors[s.name], error if math.isfinite(error) else math.inf)
     checks = [
         Verification(s.name, errors[s.name], tolerance, trials, errors[s.name] <= tolerance)

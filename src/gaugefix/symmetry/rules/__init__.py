@@ -5,5 +5,6 @@ from gaugefix.symmetry.rules import conv as conv
 from gaugefix.symmetry.rules import elementwise as elementwise
 from gaugefix.symmetry.rules import embedding as embedding
 from gaugefix.symmetry.rules import linear as linear
+from gaugefix.symmetry.rules import loss as loss
 from gaugefix.symmetry.rules import norm as norm
 from gaugefix.symmetry.rules import shape as shape
