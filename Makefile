@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 PIP    := $(BIN)/pip install --quiet --constraint constraints.txt
-export OMP_NUM_THREADS ?= 2
+# One thread per process: several on small tensors are slower, ten times slower where the cores have other work to do.
+export OMP_NUM_THREADS ?= 1
 
 .PHONY: help demo test test-slow check lint types docs bench peers browser clean
 help:             ## list the targets
@@ -45,4 +46,4 @@ bench: .venv/.dev  ## run the benchmarks, results to benchmarks/results/*.json
 	$(BIN)/python -m benchmarks
 
 clean:             ## remove what the targets made
-	rm -rf .venv docs/_build docs/gallery docs/api .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv docs/_build docs/gallery docs/api docs/studies_scripts .pytest_cache .mypy_cache .ruff_cache

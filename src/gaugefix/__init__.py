@@ -1,10 +1,23 @@
-"""gaugefix: find the symmetries of a network, see what they did, predict what they will do, use or remove them."""
+"""gaugefix: find the symmetries of a network, see what they did, predict what they will do, use or remove them.
+
+The names below are the public face; everything else is in the rooms: `gaugefix.symmetry`, `gaugefix.theory`,
+`gaugefix.measure`, `gaugefix.forecast`, `gaugefix.report`, `gaugefix.studies`. Two verbs share their name with the room
+they live in. On the package the verb wins, ``gaugefix.audit(task)`` and ``gaugefix.forecast(task, symmetries)`` are
+functions; the rest of the room is reached by ``from gaugefix.forecast import ClassForecast``.
+"""
 
 from gaugefix.audit import Audit as Audit
 from gaugefix.audit import audit as audit
 from gaugefix.errors import ConvergenceWarning as ConvergenceWarning
 from gaugefix.errors import GaugefixError as GaugefixError
 from gaugefix.errors import ValidityWarning as ValidityWarning
+from gaugefix.forecast import Forecast as Forecast
+from gaugefix.forecast import certificate as certificate
+from gaugefix.forecast import critical_weight_decay as critical_weight_decay
+from gaugefix.forecast import forecast as forecast
+from gaugefix.studies import cite as cite
+from gaugefix.studies import papers as papers
+from gaugefix.studies import reproduce as reproduce
 from gaugefix.symmetry import Mirror as Mirror
 from gaugefix.symmetry import Symmetries as Symmetries
 from gaugefix.symmetry import Symmetry as Symmetry

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import torch
-
 from gaugefix.advice import Advice, advise
 from gaugefix.errors import ConvergenceWarning, GaugefixError, MeasurementError, ValidityWarning
+from gaugefix.files import write_atomically
 from gaugefix.forecast import Certificate, Forecast, certificate, forecast
 from gaugefix.measure import (
     ChargeReport,
@@ -28,6 +27,7 @@ from gaugefix.measure import (
 )
 from gaugefix.symmetry import Symmetries, find_symmetries
 from gaugefix.task import Task
+from gaugefix.threads import is_small, one_thread
 from gaugefix.training import train
 
 if TYPE_CHECKING:
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 
 #: Version of the layout of `Audit.to_dict`; the major number grows when a reader has to change.
 SCHEMA_VERSION = "1.0"
-
-#: Multiplications of a training step below which one thread is faster than several.
-_SMALL_STEP = 10_000_000
 
 T = TypeVar("T")
 
@@ -135,9 +132,7 @@ class Audit(Record):
         """  # noqa: DOC502
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
         if path is not None:
-            from gaugefix.report import write_text
-
-            write_text(path, text)
+            write_atomically(path, text)
         return text
 
     def to_html(self, path: str | Path | None = None) -> str:
@@ -152,11 +147,11 @@ class Audit(Record):
         Raises:
             ReportError: if the file cannot be written.
         """  # noqa: DOC502
-        from gaugefix.report import html_page, write_text
+        from gaugefix.report import html_page
 
         text = html_page(self.to_dict())
         if path is not None:
-            write_text(path, text)
+            write_atomically(path, text)
         return text
 
     def __rich__(self) -> RenderableType:
@@ -170,7 +165,8 @@ def audit(task: Task, *, level: Literal["quick", "full"] = "quick", progress: bo
     """Find the symmetries of a task's model, measure what they did to it, forecast what they will do.
 
     The model is trained first for ``task.epochs`` passes (in place); with ``epochs=0`` it is measured as it is. A
-    measurement that fails is reported in `Audit.skipped` with its reason and does not stop the others.
+    measurement that fails is reported in `Audit.skipped` with its reason and does not stop the others. Small networks
+    run on one thread, see `gaugefix.threads.one_thread`; for the others ``OMP_NUM_THREADS`` decides.
 
     Args:
         task: what to audit.
@@ -197,24 +193,11 @@ def audit(task: Task, *, level: Literal["quick", "full"] = "quick", progress: bo
 
     started = time.perf_counter()
     task.check()
-    with _few_threads(task), Stages(shown=progress) as stages:
+    with one_thread() if is_small(task) else nullcontext(), Stages(shown=progress) as stages:
         training = tuple(_train(task, stages, seed)) if task.epochs else ()
         task.check()
         boundary = _Boundary(stages)
         return _measure(task, training, boundary, level, seed, started)
-
-
-@contextmanager
-def _few_threads(task: Task) -> Iterator[None]:
-    """One thread for a small model: handing out its tiny products costs more than it gains, a lot on a busy machine."""
-    before = torch.get_num_threads()
-    parameters = sum(p.numel() for p in task.model.parameters())
-    if parameters * task.batch_size < _SMALL_STEP:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _train(task: Task, stages: Stages, seed: int) -> list[float]:

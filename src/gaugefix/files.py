@@ -1,4 +1,4 @@
-"""Write a file whole or not at all."""
+"""The one way a file is written: whole or not at all, and a mendable error if it cannot be done."""
 
 from __future__ import annotations
 
@@ -6,30 +6,47 @@ import os
 import tempfile
 from pathlib import Path
 
+from gaugefix.errors import ReportError
+
 
 def write_atomically(path: Path | str, content: str | bytes) -> Path:
     """Write to a temporary file in the same folder, then rename it: a reader never sees half a file.
 
     Args:
-        path: where to write; missing folders are made.
+        path: where to write; ``~`` is the home folder, missing folders are made, a file that is there is replaced.
         content: text (UTF-8) or bytes.
 
     Returns:
-        The path.
+        The absolute path.
+
+    Raises:
+        ReportError: if the folder cannot be made or the file not be written; the old file, if any, is untouched.
 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_atomically(Path(folder) / "new" / "note.txt", "hello").read_text()
         'hello'
+        >>> write_atomically("/dev/null/audit.html", "text")
+        Traceback (most recent call last):
+        ...
+        gaugefix.errors.ReportError: Cannot write /dev/null/audit.html: ... Choose another folder.
     """
-    target = Path(path)
+    target = Path(path).expanduser().absolute()
+    try:
+        return _write(target, content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        raise ReportError(f"Cannot write {target}: {error.strerror or error}. Choose another folder.") from error
+
+
+def _write(target: Path, content: bytes) -> Path:
+    """To a temporary neighbour, which takes the place of the target or goes away."""
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content)
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(target)
     except BaseException:

@@ -16,7 +16,7 @@ class ClassForecast(Record):
     Attributes:
         name: of the class.
         size: number of units n.
-        alive: live units.
+        alive: live units, those that `gaugefix.measure.collapse_report` does not call dead.
         kappa: birth threshold κ, the growth rate of the best possible ghost.
         weight_decay: λ.
         headroom: κ/λ; nan if λ = 0.
@@ -29,7 +29,9 @@ class ClassForecast(Record):
             "not applicable" or "not stationary".
         rate: κ − λ, growth rate of the best ghost per unit of lr × steps.
         dying: live units with a drive below λ.
-        critical_weight_decay: λ_c of the wholly collapsed class with the rest of the network as it is.
+        critical_weight_decay: λ_c: above it the class, once wholly dead, stays dead while the rest of the network is as
+            it is. With one hidden layer it is the weight decay at which training dies; with several it is an upper
+            bound, because the layers weaken each other and die together, at a jump, well below it.
         predicted_rank: rank that λ leaves: of a linear class at a stationary point, or of a linear or smooth class near
             its collapse (λ > λ_c/2); None elsewhere.
         valid: whether the verdict is inside the range of the theory.

@@ -52,8 +52,8 @@ def forecast(
     PyTorch's weight decay.
 
     The iterate of SGD scatters, and at one instant the scatter hides the drives; so a copy takes a few full-batch
-    steps first. On the built-in digits task after 200 epochs that raises the correlation between the forecast growth
-    of a unit and its growth over the next 150 epochs from 0.3 to 0.95.
+    steps first. On the digits network with batches of 32 that raises the correlation between the forecast growth of a
+    unit after 150 epochs and its growth over the next 100 from below 0.5 to above 0.9.
 
     Verdicts hold for gradient descent and SGD with small noise on the penalised loss. Minibatch noise makes collapse
     happen slightly earlier. Classes outside the theory get the verdict "not applicable" and a reason.
@@ -83,6 +83,7 @@ def forecast(
     copy = settled.task
     classes = [u for u in units_of(symmetries) if u.slices]
     probe = probe_classes(copy, classes, max_samples=max_samples, seed=seed)
+    now = {k: p.detach() for k, p in task.model.named_parameters()}  # who is alive is asked of the model as it is
     limits = _optimizer_limits(task)
     found, thresholds = [], []
     for c in probe.classes:
@@ -90,7 +91,7 @@ def forecast(
         if not c.reason:
             threshold = collapse_threshold(copy, c.units, classes, max_samples=max_samples, seed=seed)
         thresholds.append(threshold)
-        found.append(_class_forecast(task, probe, c, threshold, limits, seed))
+        found.append(_class_forecast(task, probe, c, live_units(now, c.units), threshold, limits, seed))
     whole = _whole_network(task, probe, thresholds) if classes else None
     return Forecast(
         tuple(found), task.weight_decay, task.lr, task.batch_size, whole, settled.steps, settled.moved, settled.reason
@@ -138,10 +139,9 @@ def certificate(
 
 
 def _class_forecast(
-    task: Task, probe: Probe, c: ClassProbe, threshold: CollapsedClass, limits: str, seed: int
+    task: Task, probe: Probe, c: ClassProbe, live: np.ndarray, threshold: CollapsedClass, limits: str, seed: int
 ) -> ClassForecast:
     units, decay = c.units, task.weight_decay
-    live = live_units(probe.params, units)
     birth = birth_threshold(c, probe.params, seed=seed)
     pull = drives(probe.params, _with_zeros(probe), units) if not c.reason else None
     values = np.full(len(units), np.nan) if pull is None else np.where(live, pull.drive, np.nan)
@@ -240,7 +240,7 @@ def _whole_network(task: Task, probe: Probe, thresholds: Sequence[CollapsedClass
     if len(probe.classes) != 1:
         reason = (
             f"{len(probe.classes)} classes of units: with two or more hidden layers the zero state is stable at every "
-            "weight decay and collapse is a jump; see the critical weight decay of each class"
+            "weight decay, and training dies at a jump, below the critical weight decay of each class"
         )
         return CollapseThreshold(np.nan, np.zeros(0), False, None, reason)
     c, found = probe.classes[0], thresholds[0]

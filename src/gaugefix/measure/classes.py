@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -82,6 +83,21 @@ def map_tensors(function: Any, batch: Batch) -> Batch:
     return batch
 
 
+def head(batch: Batch, n: int) -> Batch:
+    """The first samples of a batch, if all its tensors have the samples along dimension 0; else all of it.
+
+    Args:
+        batch: a tensor, or tensors nested in tuples, lists and dictionaries.
+        n: how many samples.
+
+    Returns:
+        A batch.
+    """
+    sizes: set[int] = set()
+    map_tensors(lambda t: sizes.add(len(t) if t.ndim else -1), batch)
+    return map_tensors(lambda t: t[:n], batch) if len(sizes) == 1 and -1 not in sizes else batch
+
+
 def exact_copy(task: Task) -> Task:
     """A task on a deep copy of the model, in float64 if the loss allows, in evaluation mode.
 
@@ -107,12 +123,14 @@ def exact_copy(task: Task) -> Task:
 
 
 def _evaluates(task: Task) -> bool:
-    try:
-        with torch.no_grad():
-            task.loss(task.model, task.first_batch())
-    except RuntimeError:
-        return False
-    return True
+    """Whether the loss runs in this precision: on two samples where a batch can be cut, else on a whole one."""
+    batch = task.first_batch()
+    with torch.no_grad():
+        for part in (head(batch, 2), batch):
+            with contextlib.suppress(RuntimeError, IndexError, ValueError):
+                task.loss(task.model, part)
+                return True
+    return False
 
 
 def _with_model(task: Task, model: nn.Module, dtype: torch.dtype) -> Task:

@@ -4,6 +4,5 @@ Everything here is a function of the plain data of `gaugefix.audit.Audit.to_dict
 """
 
 from gaugefix.report.console import console_report as console_report
-from gaugefix.report.files import write_text as write_text
 from gaugefix.report.html_page import html_page as html_page
 from gaugefix.report.schema import audit_schema as audit_schema

@@ -67,7 +67,7 @@ def _forecast(forecast: Mapping[str, Any]) -> Figure | None:
         "showarrow": False,
     }
     return _figure(
-        "Drives of the live units, birth threshold and critical weight decay of every layer, "
+        "Drives of the live units, birth threshold and return threshold of every layer, "
         f"on an axis of weight decay; the run used {number(decay)}",
         traces,
         height=170 + 90 * len(classes),
@@ -105,7 +105,7 @@ def _forecast_row(row: int, item: Mapping[str, Any]) -> Iterator[dict[str, Any]]
         }
     for key, label, symbol, color in (
         ("kappa", "birth threshold κ", "diamond", "var:--accent"),
-        ("critical_weight_decay", "critical λ<sub>c</sub> of the layer", "x", "var:--dead"),
+        ("critical_weight_decay", "λ<sub>c</sub>: above it a dead layer stays dead", "x", "var:--dead"),
     ):
         value = item[key]
         if value is not None and value > _SMALLEST:

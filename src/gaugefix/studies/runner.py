@@ -17,6 +17,7 @@ from gaugefix.errors import StudyError
 from gaugefix.studies.framework import Claim, Comparison, Setting, compare
 from gaugefix.studies.registry import Study, find_paper, find_study
 from gaugefix.studies.results import StudyResult, stored_comparisons
+from gaugefix.threads import one_thread
 
 Progress = Callable[[int, int, str], None]
 
@@ -98,7 +99,8 @@ def run_study(
 def run_claim(claim: Claim, setting: Setting) -> Comparison:
     """Measure one claim. An exception becomes a failed comparison that says what happened.
 
-    The global random state of torch and numpy and torch's default dtype are as before, whatever the claim does.
+    It runs on one thread. The global random state of torch and numpy and torch's default dtype are as before, whatever
+    the claim does.
 
     Args:
         claim: what to measure.
@@ -110,7 +112,7 @@ def run_claim(claim: Claim, setting: Setting) -> Comparison:
     start = time.perf_counter()
     numpy_state, dtype = np.random.get_state(), torch.get_default_dtype()  # noqa: NPY002
     try:
-        with torch.random.fork_rng(devices=[]):
+        with one_thread(), torch.random.fork_rng(devices=[]):
             evidence = claim.measure(setting)
         return compare(claim, evidence, time.perf_counter() - start, n_seeds=len(setting.seeds))
     except Exception as error:
@@ -151,5 +153,4 @@ def _environment() -> dict[str, str]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "machine": platform.machine(),
-        "threads": str(torch.get_num_threads()),
     }
