@@ -153,8 +153,8 @@ def symmetries(
 
     Example: [bold]gaugefix symmetries hf:llama-8b[/]
     """
+    from gaugefix.files import write_atomically
     from gaugefix.inspection import inspect_symmetries
-    from gaugefix.report.files import write_text
     from gaugefix.report.symmetry_report import symmetry_console, symmetry_page
 
     data = inspect_symmetries(target, meta=meta, verify=verify, complete=complete, data_dir=data_dir, seed=seed)
@@ -163,7 +163,7 @@ def symmetries(
     else:
         Console().print(symmetry_console(data))
     if html is not None:
-        written = write_text(html, symmetry_page(data))
+        written = write_atomically(html, symmetry_page(data))
         if not as_json:
             Console().print(_files([written]))
     _leave(strict and bool(data["rejected"] or data["opaque"]))

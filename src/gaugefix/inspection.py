@@ -55,9 +55,7 @@ def inspect_symmetries(
     return symmetry_data(found, target, structure_only=meta, completeness=compared)
 
 
-def _load(
-    target: str, meta: bool, data_dir: Path | None, seed: int
-) -> tuple[nn.Module, tuple[Any, ...], Task | None]:
+def _load(target: str, meta: bool, data_dir: Path | None, seed: int) -> tuple[nn.Module, tuple[Any, ...], Task | None]:
     """The model, its arguments, and the task if its loss can be looked at too."""
     if target.startswith("hf:"):
         found = hub_model(target, meta=meta, seed=seed, weights=False)

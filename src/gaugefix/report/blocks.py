@@ -130,7 +130,7 @@ def _worst(entries: Sequence[_Entry]) -> Row:
 
 
 def _entry(s: Symmetry, error: float | None) -> _Entry:
-    common = _common_block([axis.rpartition("[")[0] for axis in s.axes])
+    common = _common_block([axis.rpartition("[")[0] for axis in s.axes]) if s.level == "function" else []
     prefix = ".".join(common)
     inside = [axis.removeprefix(f"{prefix}.") if prefix else axis for axis in s.axes]
     kind = re.sub(r"( #\d+| \(\d+\))+$", "", s.name.rpartition(": ")[2])
