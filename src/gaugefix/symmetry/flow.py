@@ -183,7 +183,7 @@ class Flow:
         return value
 
     def normalised(self, value: Value) -> Norm | None:
-        """The centred normalisation of which a value is a copy or an average over positions."""
+        """The centred normalisation of which a value is a copy, some positions, or an average over positions."""
         while True:
             record = self.producers.get(value)
             if isinstance(record, Norm):
@@ -192,6 +192,8 @@ class Flow:
                 value = record.terms[0].value
             elif isinstance(record, Product) and len(record.factors) == 1 and self.is_mean(record):
                 value = record.factors[0].value
+            elif isinstance(record, Cut) and not record.joins:  # some positions of it
+                value = record.whole
             else:
                 return None
 

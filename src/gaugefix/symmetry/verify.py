@@ -18,7 +18,9 @@ from gaugefix.symmetry.graph import named_outputs
 from gaugefix.symmetry.symmetries import Symmetries, Verification
 
 TOLERANCE = 1e-9
-_GROUPED = {f for f in (getattr(torch, "_grouped_mm", None), getattr(nn.functional, "grouped_mm", None)) if f is not None}
+_GROUPED = {
+    f for f in (getattr(torch, "_grouped_mm", None), getattr(nn.functional, "grouped_mm", None)) if f is not None
+}
 _EPS_NAMES = ("eps", "variance_epsilon", "layer_norm_eps", "epsilon")
 
 
