@@ -63,9 +63,13 @@ class Flow:
                 if i >= len(joint.operands) or joint.cells[i] != cell:
                     continue
                 name = joint.slot_names(i).get(slot)
-                if name is None or (isinstance(record, Cut) and i == 0):
-                    return False
+                if name is None or (isinstance(record, Cut) and i == 0 and name[0] == record.dim):
+                    return False  # ones on one part of a concatenation only
                 match record:
+                    case Cut() if i == 0:
+                        whole = {n: s for s, n in joint.slot_names(1).items()}[name]
+                        if not self.removed(record.whole, joint.cells[1], whole, seen):
+                            return False
                     case Norm():
                         if not (
                             i == 1 and record.centred and record.reduced == {name[0]} and self._atomic(record, name)
