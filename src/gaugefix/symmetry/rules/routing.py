@@ -92,9 +92,9 @@ def index(op: Op, lower: Lowering) -> None:
         lower.give_up(op, "only one dimension can be indexed by a tensor")
         return
     (dim,), more = given, indices[given[0]].ndim - 1
-    kept = [d for d in range(x.ndim) if d != dim]
-    before: dict[Label, int] = {d: d for d in kept}
-    after: dict[Label, int] = {d: d if d < dim else d + more for d in kept}
+    rest = [d for d in range(x.ndim) if d != dim]
+    before: dict[Label, int] = {d: d for d in rest}
+    after: dict[Label, int] = {d: d if d < dim else d + more for d in rest}
     lower.pin_dims(x, [dim])
     lower.sum([(x, before)], op.out, after)
     lower.pin_dims(op.out, range(dim, dim + more + 1))
