@@ -11,7 +11,7 @@ from math import prod
 import numpy as np
 
 from gaugefix.symmetry.axes import Axis
-from gaugefix.symmetry.charges import ChargeSpace, Row, Variable, rank_basis, solve_charges
+from gaugefix.symmetry.charges import ChargeSpace, Row, Span, Variable, solve_charges
 from gaugefix.symmetry.classes import AxisClass, Classes, SlotKey
 from gaugefix.symmetry.gauges import find_gauges
 from gaugefix.symmetry.generic import settle_dims
@@ -69,6 +69,7 @@ class _Builder:
     def __init__(self, classes: Classes) -> None:
         self.classes = classes
         self.shapes = {n: v.shape for n, v in classes.cells.lower.graph.params.items()}
+        self.order = {v: i for i, v in enumerate(classes.cells.lower.graph.params.values())}
         self._taken: Counter[str] = Counter()
         self.names: dict[Axis, str] = {leaf: self._name(c) for leaf, c in classes.by_leaf.items()}
         self.units: dict[Axis, Units] = {
@@ -201,7 +202,8 @@ class _Diagonals:
     def __init__(self, builder: _Builder, space: ChargeSpace, kind: str) -> None:
         self.builder, self.space, self.kind = builder, space, kind
         self.modulus = 2 if kind == "sign" else 0
-        self.used: dict[frozenset[Axis], list[Row]] = {}
+        self.used: dict[frozenset[Axis], Span] = {}
+        self.solved: dict[frozenset[Axis], Span] = {}  # what solves the equations, sector by sector
         classes = builder.classes
         self.linear = {leaf for leaf, c in classes.by_leaf.items() if c.linear and c.slots}
         for leaf in self.linear:
@@ -222,7 +224,8 @@ class _Diagonals:
                 at = frozenset(s for s, leaf in cells.slots(value, cell) if s in chain_slots and leaf in sector)
                 row = roots.setdefault(root, {})
                 row[value, cell, at] = row.get((value, cell, at), 0) + (1 if self.modulus else sign)
-            self.used.setdefault(sector, []).extend(dict(r) for r in roots.values())
+            for row in roots.values():
+                self._used(sector).add(row)
 
     def symmetries(self) -> list[Symmetry]:
         """Per-index charges first, then what is left of the uniform ones."""
@@ -248,29 +251,30 @@ class _Diagonals:
 
     def _extendable_first(self, sector: frozenset[Axis]) -> list[tuple[Row, bool]]:
         """The basis of a sector; True marks vectors whose pattern solves the equations of every smaller sector too."""
-        rows = self.space.basis[sector]
-        lowers = [s for s in subsets(sector) if s != sector]
-        known = {s: self.space.basis.get(s, []) for s in lowers}
         whole: list[Row] = []
         rest: list[Row] = []
-        for row in rows:
-            fits = all(
-                not (e := self._extension(row, s)) or not rank_basis([e], known[s], self.modulus) for s in lowers
-            )
+        lowers = [s for s in subsets(sector) if s != sector]
+        for row in self.space.basis[sector]:
+            fits = all(self._extension(row, s) in self._solved(s) for s in lowers)
             (whole if fits else rest).append(row)
         return [(r, True) for r in whole] + [(r, False) for r in rest]
 
+    def _solved(self, sector: frozenset[Axis]) -> Span:
+        if sector not in self.solved:
+            span = self.solved[sector] = Span(self.modulus)
+            for row in self.space.basis.get(sector, []):
+                span.add(row)
+        return self.solved[sector]
+
+    def _used(self, sector: frozenset[Axis]) -> Span:
+        return self.used.setdefault(sector, Span(self.modulus))
+
     def _make(self, sector: frozenset[Axis], row: Row, extends: bool) -> Symmetry | None:
-        used = self.used.setdefault(sector, [])
-        if not rank_basis([row], used, self.modulus):
+        if not self._used(sector).add(row):
             return None
-        used.append(row)
         dim = self.space.directions(sector)
         for lower in subsets(sector)[1:] if extends else []:
-            extension = self._extension(row, lower)
-            known = self.used.setdefault(lower, [])
-            if extension and rank_basis([extension], known, self.modulus):
-                known.append(extension)
+            if self._used(lower).add(self._extension(row, lower)):
                 dim += self.space.directions(lower)
         return self._symmetry(sector, row, extends, dim)
 
@@ -282,7 +286,7 @@ class _Diagonals:
         main = next((x for x in leaves if classes.by_leaf[x].fibers >= sector - {x}), leaves[-1] if leaves else None)
         fibers = tuple(x for x in leaves if x is not main)
         charges = []
-        place = {v: i for i, v in enumerate(classes.cells.lower.graph.params.values())}
+        place = builder.order
         for variable, c in sorted(row.items(), key=lambda item: place[item[0][0]]):
             value, cell, slots = variable
             if main is None:

@@ -87,6 +87,39 @@ def _ratio(a: Number, b: Number) -> Number:
     return int(value) if value.denominator == 1 else value
 
 
+@dataclass
+class Span:
+    """The linear span of sparse vectors, grown one at a time; ``modulus`` as in `LinearSystem`."""
+
+    modulus: int = 0
+    pivots: dict[Any, Row] = field(default_factory=dict)
+
+    def reduce(self, row: Mapping[Any, Number]) -> Row:
+        """The row modulo the span; empty if it lies in it."""
+        out = dict(row)
+        while (v := next((v for v in out if v in self.pivots), None)) is not None:
+            c = out[v]  # a pivot row holds no earlier pivots, so this ends
+            for u, k in self.pivots[v].items():
+                value = out.get(u, 0) - c * k
+                if value % self.modulus if self.modulus else value:
+                    out[u] = value % self.modulus if self.modulus else value
+                else:
+                    out.pop(u, None)
+        return out
+
+    def add(self, row: Mapping[Any, Number]) -> bool:
+        """Take a row in; whether it was new."""
+        rest = self.reduce(row)
+        if not rest:
+            return False
+        v, c = next(iter(rest.items()))
+        self.pivots[v] = dict.fromkeys(rest, 1) if self.modulus else {u: _ratio(k, c) for u, k in rest.items()}
+        return True
+
+    def __contains__(self, row: Mapping[Any, Number]) -> bool:
+        return not self.reduce(row)
+
+
 def rank_basis(rows: Iterable[Row], known: Iterable[Row] = (), modulus: int = 0) -> list[Row]:
     """The rows that are independent of ``known`` and of each other, in order.
 
@@ -98,39 +131,10 @@ def rank_basis(rows: Iterable[Row], known: Iterable[Row] = (), modulus: int = 0)
     Returns:
         The kept rows, unchanged.
     """
-    pivots: dict[Any, Row] = {}
-
-    def reduce(row: Row) -> Row:
-        row = dict(row)
-        while True:
-            v = next((v for v in row if v in pivots), None)
-            if v is None:
-                return row
-            c = row[v]
-            for u, k in pivots[v].items():
-                row[u] = row.get(u, 0) - c * k
-                if (row[u] % modulus if modulus else row[u]) == 0:
-                    del row[u]
-
-    def insert(row: Row) -> bool:
-        row = reduce(row)
-        if not row:
-            return False
-        v, c = next(iter(row.items()))
-        unit = {u: (1 if modulus else _ratio(k, c)) for u, k in row.items()}
-        for p in pivots:
-            if v in pivots[p]:
-                k = pivots[p][v]
-                for u, x in unit.items():
-                    pivots[p][u] = pivots[p].get(u, 0) - k * x
-                    if (pivots[p][u] % modulus if modulus else pivots[p][u]) == 0:
-                        del pivots[p][u]
-        pivots[v] = unit
-        return True
-
+    span = Span(modulus)
     for row in known:
-        insert(row)
-    return [row for row in rows if insert(row)]
+        span.add(row)
+    return [row for row in rows if span.add(row)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,20 +164,19 @@ def solve_charges(cells: Cells, modulus: int = 0) -> ChargeSpace:
     Returns:
         The charge space.
     """
-    params = set(cells.lower.graph.params.values())
+    params = {v: i for i, v in enumerate(cells.lower.graph.params.values())}
     system = LinearSystem(modulus, prefer=lambda v: 1 if v[0] in params else 0)
     for equation in _equations(cells, signs=modulus == 2):
         system.add(equation)
     free: dict[Variable, Row] = defaultdict(dict)
-    for value in params & cells.lower.values.keys():
+    for value in (v for v in params if v in cells.lower.values):
         for cell in cells.cells(value):
             for sector in cells.sectors(value, cell):
                 variable = (value, cell, sector)
                 for root, c in system.resolve(variable).items():
                     free[root][variable] = c
     by_sector: dict[frozenset[Axis], list[Row]] = defaultdict(list)
-    order = {v: i for i, v in enumerate(cells.lower.graph.params.values())}
-    for root in sorted(free, key=lambda r: min(order[v[0]] for v in free[r])):
+    for root in sorted(free, key=lambda r: min(params[v[0]] for v in free[r])):
         by_sector[sector_classes(cells, root)].append(free[root])
     return ChargeSpace({s: rank_basis(rows, modulus=modulus) for s, rows in by_sector.items()}, cells)
 

@@ -107,7 +107,7 @@ class Classes:
         lower = self.cells.lower
         for leaf in self.cells.active:
             self.by_leaf[leaf] = AxisClass(leaf, self.cells.fibers.get(leaf, frozenset()))
-        params = set(lower.graph.params.values())
+        self._order = {v: i for i, v in enumerate(lower.graph.params.values())}
         self.data = {v for v in lower.values if v.kind == "input"}  # what only buffers enter is no data
         for record in lower.records:
             sources = [record.whole] if isinstance(record, Cut) else [o.value for o in record.operands()]
@@ -124,18 +124,17 @@ class Classes:
         for record in reversed(lower.records):
             self._assign_roles(record)
         for value in lower.graph.params.values():
-            if value in lower.values and value in params:
+            if value in lower.values:
                 for cell in self.cells.cells(value):
                     for slot, leaf in self.cells.slots(value, cell):
                         role = self.roles.get((value, slot[0]), "gain")
                         self.by_leaf[leaf].slots.append(((value, cell, slot), role))
         self.by_leaf = dict(sorted(self.by_leaf.items(), key=lambda item: self._first_use(item[1])))
 
-    def _first_use(self, c: AxisClass) -> tuple[int, int, Cell, int]:
-        """Where a class first occurs; no two classes share a slot, so the order does not depend on that of a set."""
-        order = {v: i for i, v in enumerate(self.cells.lower.graph.params.values())}
+    def _first_use(self, c: AxisClass) -> tuple[int, Cell, Slot]:
+        """The place of a class in the order of parameters, so that names do not change from run to run."""
         return min(
-            ((order[key[0]], key[2][0], key[1], key[2][1]) for key, _ in c.slots), default=(len(order), 0, (), 0)
+            ((self._order[key[0]], key[1], key[2]) for key, _ in c.slots), default=(len(self._order), (), (0, 0))
         )
 
     def _spoil(self, record: Record, reason: str) -> None:

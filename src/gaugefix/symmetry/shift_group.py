@@ -235,7 +235,7 @@ def _exact(
         frozenset(some)
         for s in sources
         for n in range(len(flow.sources[s]), -1, -1)
-        for some in combinations(sorted(flow.sources[s], key=id), n)
+        for some in combinations(sorted(flow.sources[s], key=list(names).index), n)
     )
     solutions: dict[tuple[tuple[Source, float], ...], list[frozenset[Axis]]] = defaultdict(list)
     for sector in sectors:
