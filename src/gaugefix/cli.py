@@ -125,17 +125,51 @@ def audit(
 
 
 @app.command()
-def symmetries(target: Target, as_json: AsJson = False, data_dir: DataDir = None, seed: Seed = 0) -> None:
-    """List the symmetries of a model without training it.
+def symmetries(
+    target: Target,
+    as_json: AsJson = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page as well.", show_default=False)] = None,
+    meta: Annotated[
+        bool | None,
+        typer.Option("--meta/--no-meta", help="Structure only, without weights.", show_default="meta for hf: targets"),
+    ] = None,
+    verify: Annotated[
+        bool | None,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Check random elements on random weights in float64.",
+            show_default="yes for up to 2 million parameters, no on the meta device",
+        ),
+    ] = None,
+    complete: Annotated[
+        bool, typer.Option("--complete", help="Count the flat directions of the function too (narrow models only).")
+    ] = False,
+    data_dir: DataDir = None,
+    seed: Seed = 0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 if a claim was rejected or an operation is opaque.")
+    ] = False,
+) -> None:
+    """List the symmetries of a model without training it, block by block, equal blocks folded.
 
-    Example: [bold]gaugefix symmetries digits-mlp[/]
+    TARGET may also be [bold]hf:NAME[/] or [bold]hf:FOLDER[/] for transformers models; weights are not read.
+
+    Example: [bold]gaugefix symmetries hf:llama-8b[/]
     """
-    from gaugefix.symmetry import find_symmetries
-    from gaugefix.task import load_task
+    from gaugefix.files import write_atomically
+    from gaugefix.inspection import inspect_symmetries
+    from gaugefix.report.symmetry_report import symmetry_console, symmetry_page
 
-    task = load_task(target, data_dir=data_dir, seed=seed)
-    found = find_symmetries(task)
-    typer.echo(found.to_json() if as_json else found.table())
+    data = inspect_symmetries(target, meta=meta, verify=verify, complete=complete, data_dir=data_dir, seed=seed)
+    if as_json:
+        typer.echo(_json(data))
+    else:
+        Console().print(symmetry_console(data))
+    if html is not None:
+        written = write_atomically(html, symmetry_page(data))
+        if not as_json:
+            Console().print(_files([written]))
+    _leave(strict and bool(data["rejected"] or data["opaque"]))
 
 
 @app.command()

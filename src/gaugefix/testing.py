@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gaugefix.errors import MeasurementError
-from gaugefix.symmetry.generic import generator_dims
+from gaugefix.symmetry.generic import generator_dims, generator_span
 from gaugefix.symmetry.graph import math_attention
 from gaugefix.symmetry.symmetries import Symmetries
 from gaugefix.symmetry.verify import float_outputs, laboratory_copy, random_parameters, to_double
@@ -29,6 +29,7 @@ class FlatDirections:
         gap: smallest kept singular value over the largest dropped one; below about 1e3 the count is not reliable.
         rows: number of Jacobian rows used.
         reliable: whether there were enough rows and a clean gap.
+        basis: orthonormal flat directions ``(flat, P)`` at the point of measurement, if asked for.
     """
 
     flat: int
@@ -37,6 +38,7 @@ class FlatDirections:
     gap: float
     rows: int
     reliable: bool
+    basis: Tensor | None = field(default=None, repr=False, compare=False)
 
 
 def flat_directions(
@@ -49,6 +51,7 @@ def flat_directions(
     threshold: float = 1e-9,
     max_parameters: int = 6000,
     max_draws: int = 400,
+    basis: bool = False,
 ) -> FlatDirections:
     """P − rank J, with J = ∂f(x_i; θ)/∂θ stacked over random inputs x_i, in float64 at a generic θ.
 
@@ -64,6 +67,7 @@ def flat_directions(
         threshold: singular values below ``threshold`` times the largest count as zero.
         max_parameters: refuse larger models; the cost grows as P³.
         max_draws: batches of inputs drawn at most in each round.
+        basis: return the directions too.
 
     Returns:
         The count with its quality.
@@ -110,7 +114,81 @@ def flat_directions(
     kept = float(values[rank - 1]) if rank else 0.0
     dropped = float(values[rank]) if rank < len(values) else 0.0
     gap = kept / dropped if dropped > 0 else math.inf
-    return FlatDirections(n - rank, n, rank, gap, rows, rows >= target and gap > 1e3)
+    directions = torch.linalg.svd(root, full_matrices=True)[2][rank:] if basis else None
+    return FlatDirections(n - rank, n, rank, gap, rows, rows >= target and gap > 1e3, directions)
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """How many of the flat directions the symmetries explain.
+
+    Attributes:
+        measured: `FlatDirections.flat`.
+        explained: dimension of the span of all generators at the same point.
+        hidden: parameter -> number of independent unexplained directions in which it moves. They depend on data (dead
+            units, inputs that never occur) or on something that the search does not know.
+        reliable: whether the count of flat directions is.
+    """
+
+    measured: int
+    explained: int
+    hidden: dict[str, int]
+    reliable: bool
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is hidden."""
+        return self.explained == self.measured
+
+
+def completeness(
+    found: Symmetries,
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    max_parameters: int = 6000,
+) -> Completeness:
+    """Compare the symmetries with the flat directions of the function, and say where the rest lies.
+
+    Args:
+        found: symmetries of the module.
+        model: the module.
+        args: example positional arguments.
+        kwargs: example keyword arguments.
+        seed: of parameters and inputs.
+        max_parameters: as for `flat_directions`.
+
+    Returns:
+        The comparison.
+
+    Cost: `flat_directions` and one jvp for every generator.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from gaugefix.symmetry import find_symmetries
+        >>> mlp = nn.Sequential(nn.Linear(4, 6), nn.LeakyReLU(), nn.Linear(6, 3))
+        >>> result = completeness(find_symmetries(mlp, (torch.randn(8, 4),)), mlp, (torch.randn(8, 4),))
+        >>> result.explained, result.measured, result.hidden
+        (6, 6, {})
+    """
+    params = random_parameters(model, torch.Generator().manual_seed(seed))
+    flat = flat_directions(model, args, kwargs, params=params, seed=seed + 1, max_parameters=max_parameters, basis=True)
+    assert flat.basis is not None
+    span = generator_span(found, params)
+    rest = flat.basis - flat.basis @ span.T @ span
+    _, values, right = torch.linalg.svd(rest, full_matrices=False)
+    unexplained = right[values > 1e-6]
+    hidden, at = {}, 0
+    for name, p in params.items():
+        block = unexplained[:, at : at + p.numel()]
+        at += p.numel()
+        rank = int(torch.linalg.matrix_rank(block, rtol=1e-6)) if float(block.norm()) > 1e-6 else 0
+        if rank:
+            hidden[name] = rank
+    return Completeness(flat.flat, len(span), hidden, flat.reliable)
 
 
 def _redraw(item: Any, generator: torch.Generator) -> Any:

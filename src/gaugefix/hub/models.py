@@ -39,7 +39,7 @@ class HubModel:
         return self.model.config
 
     def example(self, n: int = 2, length: int = 8) -> tuple[Any, ...]:
-        """Positional arguments that fit the model; the values do not matter.
+        """Positional arguments that fit the model; token ids run through the vocabulary.
 
         Args:
             n: batch size.
@@ -51,17 +51,20 @@ class HubModel:
         device = next(self.model.parameters()).device
         if self.kind == "image":
             return (torch.zeros(n, *image_shape(self.config), device=device),)
-        ids = torch.zeros(n, min(length, context_length(self.config)), dtype=torch.long, device=device)
+        length = min(length, context_length(self.config))
+        ids = torch.arange(n * length, device=device).reshape(n, length) * 7919 % int(self.config.vocab_size)
+        ids[0, 0], ids[-1, -1] = 0, int(self.config.vocab_size) - 1
         return (ids, None, ids) if self.kind == "seq2seq" else (ids,)
 
 
-def hub_model(target: str, *, meta: bool = False, seed: int = 0) -> HubModel:
+def hub_model(target: str, *, meta: bool = False, weights: bool = True, seed: int = 0) -> HubModel:
     """Build or load a transformers model, without a network.
 
     Args:
         target: ``"hf:NAME"`` with a name of `ARCHITECTURES` (random weights), or ``"hf:FOLDER"`` as written by
             ``save_pretrained``: config.json with model.safetensors, or shards and model.safetensors.index.json.
         meta: build the structure on the meta device; a folder then needs no weights.
+        weights: read the weights of a folder; if False, it gets random ones.
         seed: of random weights.
 
     Returns:
@@ -80,7 +83,7 @@ def hub_model(target: str, *, meta: bool = False, seed: int = 0) -> HubModel:
             f"{PREFIX}{name}: neither a known architecture nor a folder. Known: {', '.join(ARCHITECTURES)}. "
             "Nothing is downloaded: for a model of the hub give the folder with its config.json and safetensors."
         )
-    return _from_folder(folder, meta=meta, seed=seed)
+    return _from_folder(folder, meta=meta, weights=weights and not meta, seed=seed)
 
 
 def _transformers(wanted: str) -> Any:
@@ -126,7 +129,7 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _from_folder(folder: Path, *, meta: bool, seed: int) -> HubModel:
+def _from_folder(folder: Path, *, meta: bool, weights: bool, seed: int) -> HubModel:
     library = _transformers(str(folder))
     where = f"{PREFIX}{folder}"
     if not (folder / "config.json").is_file():
@@ -140,8 +143,8 @@ def _from_folder(folder: Path, *, meta: bool, seed: int) -> HubModel:
         raise TaskError(f"{where}: transformers cannot read config.json ({_first_line(error)}).") from error
     config.use_cache = False
     cls, kind = _class_of(library, config, where)
-    if meta:
-        return HubModel(_build(cls, config, meta=True, seed=seed), kind, where)
+    if not weights:
+        return HubModel(_build(cls, config, meta=meta, seed=seed), kind, where)
     _check_weights(folder, where)
     try:
         with _quiet():

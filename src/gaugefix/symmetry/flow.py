@@ -63,9 +63,13 @@ class Flow:
                 if i >= len(joint.operands) or joint.cells[i] != cell:
                     continue
                 name = joint.slot_names(i).get(slot)
-                if name is None or (isinstance(record, Cut) and i == 0):
-                    return False
+                if name is None or (isinstance(record, Cut) and i == 0 and name[0] == record.dim):
+                    return False  # ones on one part of a concatenation only
                 match record:
+                    case Cut() if i == 0:
+                        whole = {n: s for s, n in joint.slot_names(1).items()}[name]
+                        if not self.removed(record.whole, joint.cells[1], whole, seen):
+                            return False
                     case Norm():
                         if not (
                             i == 1 and record.centred and record.reduced == {name[0]} and self._atomic(record, name)
@@ -183,7 +187,7 @@ class Flow:
         return value
 
     def normalised(self, value: Value) -> Norm | None:
-        """The centred normalisation of which a value is a copy or an average over positions."""
+        """The centred normalisation of which a value is a copy, some positions, or an average over positions."""
         while True:
             record = self.producers.get(value)
             if isinstance(record, Norm):
@@ -192,6 +196,8 @@ class Flow:
                 value = record.terms[0].value
             elif isinstance(record, Product) and len(record.factors) == 1 and self.is_mean(record):
                 value = record.factors[0].value
+            elif isinstance(record, Cut) and not record.joins:  # some positions of it
+                value = record.whole
             else:
                 return None
 

@@ -1,9 +1,11 @@
-"""Symmetries that are not local to one axis: biases, mean shifts, rotations of a residual stream."""
+"""Symmetries that are not local to one axis: biases, mean shifts, rotations of a residual stream, adapters."""
 
 from __future__ import annotations
 
 from gaugefix.symmetry.axes import Axis
+from gaugefix.symmetry.bypass import find_bypasses
 from gaugefix.symmetry.classes import Classes
+from gaugefix.symmetry.flow import Flow
 from gaugefix.symmetry.groups import Symmetry
 from gaugefix.symmetry.shift_group import find_shifts
 from gaugefix.symmetry.shifts import ShiftFlow
@@ -23,4 +25,4 @@ def find_gauges(classes: Classes, names: dict[Axis, str]) -> tuple[list[Symmetry
     flow = ShiftFlow(classes)
     shifts, notes = find_shifts(flow, names)
     stream = find_stream_symmetries(classes, names, {value: leaves for (value, _), leaves in flow.sources.items()})
-    return [*shifts, *stream], notes
+    return [*shifts, *stream, *find_bypasses(Flow(classes))], notes

@@ -13,7 +13,7 @@ from gaugefix.symmetry.groups import Rotation, Symmetry
 from gaugefix.symmetry.units import Params
 
 #: limits up to which dimensions are counted numerically
-MAX_GENERATORS = 600
+MAX_GENERATORS = 256
 MAX_ENTRIES = 10_000_000
 
 
@@ -54,6 +54,25 @@ def generator_dims(symmetries: Iterable[Symmetry], params: Params, *, threshold:
 
     Cost: one jvp per generator and a dense factorisation; for narrow models.
     """
+    return _span(symmetries, params, threshold)[0]
+
+
+def generator_span(symmetries: Iterable[Symmetry], params: Params, *, threshold: float = 1e-7) -> Tensor:
+    """The span of the generators of all symmetries of the function at θ.
+
+    Args:
+        symmetries: those of the function; loss-level ones are skipped.
+        params: the point, float64.
+        threshold: relative size below which a direction counts as spanned already.
+
+    Returns:
+        Orthonormal rows, ``(dimension, P)``, parameters flattened in order.
+    """
+    return _span(symmetries, params, threshold)[1]
+
+
+def _span(symmetries: Iterable[Symmetry], params: Params, threshold: float) -> tuple[list[int], Tensor]:
+    """Directions that each symmetry adds, and an orthonormal basis of all."""
     names = list(params)
     basis = torch.zeros(0, sum(p.numel() for p in params.values()), dtype=torch.float64)
     dims = []
@@ -76,7 +95,7 @@ def generator_dims(symmetries: Iterable[Symmetry], params: Params, *, threshold:
         new = directions[values > threshold]
         basis = torch.cat([basis, new])
         dims.append(len(new))
-    return dims
+    return dims, basis
 
 
 def settle_dims(symmetries: list[Symmetry], shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[Symmetry], str | None]:

@@ -54,6 +54,7 @@ class Lowering:
         zero: values whose scale, sign and shift cannot change (inputs, outputs, buffers, constants, opaque ends).
         opaque: operations without a rule.
         stacked: values that exist only as parts along one dimension (a fused projection before it is selected).
+        routed: values whose rows met experts chosen by data -> the same with all experts as a leading axis.
     """
 
     graph: Graph
@@ -62,6 +63,7 @@ class Lowering:
     opaque: list[OpaqueOp] = field(default_factory=list)
     stacked: dict[Value, tuple[int, list[Value]]] = field(default_factory=dict)
     consumers: dict[Value, list[Op]] = field(default_factory=dict)
+    routed: dict[Value, Value] = field(default_factory=dict)
     _axes: dict[Value, list[Axis]] = field(default_factory=dict)
     _place: str = ""
 
@@ -93,7 +95,13 @@ class Lowering:
 
     def _lower(self, op: Op) -> None:
         rule = RULES.get(op.name)
-        if rule is None:
+        if all(not v.is_float or v.kind in {"input", "const", "buffer"} for v in op.values()):
+            for v in op.outputs:  # integers: whatever made them of numbers has pinned those
+                v.kind = "input"
+            return
+        if not self.routed.keys().isdisjoint(op.values()) and "grouped_mm" not in op.name:
+            RULES["routed"](op, self)
+        elif rule is None:
             self.give_up(op, "no rule for this operation")
         else:
             rule(op, self)

@@ -130,7 +130,7 @@ class ShiftAction:
 
 def _visible(shift: Tensor, condition: Condition) -> Tensor:
     """The part of a shift that a condition forbids."""
-    if condition.free is None or not condition.dims:
+    if not condition.dims:
         return shift
     return shift - shift.mean(dim=sorted(condition.dims), keepdim=True)
 

@@ -138,7 +138,8 @@ def _place(action: ShiftAction, source: Source, function: Tensor, order: tuple[A
     block = expanded.permute(
         [names.index(leaf) for leaf in flat_leaves] + [i for i, n in enumerate(names) if n not in flat_leaves]
     )
-    block = block.reshape(block.shape[: len(flat_leaves)]).expand(sizes).reshape([len(i) for i in index])
+    block = block.reshape(block.shape[: len(flat_leaves)]).expand(sizes)
+    block = block.reshape([math.prod(leaf.size for leaf in group) for group in leaves]).expand([len(i) for i in index])
     out = function.new_zeros(shape)
     out[np.ix_(*index)] = block
     return out

@@ -9,7 +9,8 @@ linear system for the constants, solved sector by sector like the charges.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal
 
@@ -31,11 +32,13 @@ class Arrival:
         how: "copy": times ``coefficient``; "map": through weights; "wild": times data.
         coefficient: for copies.
         slots: leaves of the cell (tokens and batch too) along which it may vary.
+        origin: what it was multiplied by on the way; arrivals that are equal in everything are the same numbers.
     """
 
     how: How
     coefficient: float
     slots: frozenset[Slot]
+    origin: Hashable = None
 
 
 Form = dict[Source, Arrival]
@@ -77,6 +80,8 @@ class ShiftFlow:
     conditions: list[Condition] = field(default_factory=list)
     _forms: dict[tuple[Value, Cell], Form] = field(default_factory=dict)
     _stochastic: dict[Value, int] = field(default_factory=dict)  # value -> dimension along which it sums to one
+    _averages: dict[tuple[int, Cell], list[tuple[JointCell, Form]]] = field(default_factory=dict)
+    _parts: dict[tuple[int, Cell], list[tuple[JointCell, Form, frozenset[int]]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Run through the records once."""
@@ -87,8 +92,13 @@ class ShiftFlow:
         self._shiftable = self._find_shiftable()
         for record in lower.records:
             try:
-                for joint in self.classes.cells.joint(record):
+                joints = list(self.classes.cells.joint(record))
+                if isinstance(record, Sum):
+                    self._sum(record, joints)
+                    continue
+                for joint in joints:
                     self._step(record, joint)
+                self._compare_parts()
             except AxisError:
                 for operand in record.operands():
                     self._forbid(operand)
@@ -125,8 +135,6 @@ class ShiftFlow:
     def _step(self, record: Record, joint: JointCell) -> None:
         inputs = [self.form(o, c) for o, c in zip(joint.operands[1:], joint.cells[1:], strict=True)]
         match record:
-            case Sum():
-                self._sum(record, joint, inputs)
             case Cut():
                 self._cut(record, joint, inputs[0])
             case Product():
@@ -149,7 +157,10 @@ class ShiftFlow:
         names, target = joint.slot_names(i), {name: slot for slot, name in joint.slot_names(0).items()}
         return {
             source: Arrival(
-                a.how, a.coefficient * factor, frozenset(target[names[s]] for s in a.slots if names[s] in target)
+                a.how,
+                a.coefficient * factor,
+                frozenset(target[names[s]] for s in a.slots if names[s] in target),
+                a.origin,
             )
             for source, a in form.items()
         }
@@ -159,28 +170,46 @@ class ShiftFlow:
         if form:
             self._forms[key] = _add(self._forms.get(key, {}), form)
 
-    def _sum(self, record: Sum, joint: JointCell, inputs: list[Form]) -> None:
-        own: list[tuple[int, Form]] = []
-        arriving: Form = {}
-        for i, form in enumerate(inputs):
-            carried = self._carry(joint, i + 1, form, record.coefficients[i])
-            if joint.operands[i + 1].value in self._shiftable:
-                own.append((i, carried))
-            else:
-                arriving = _add(arriving, carried)
-        for i, carried in own:
-            source = (joint.operands[i + 1].value, joint.cells[i + 1])
-            slots = carried[source].slots
-            fits = all(a.how != "wild" and a.slots <= slots for a in arriving.values())
-            if arriving and fits and self._uses[source[0]] == 1 and source not in self.absorbing:
-                self.absorbing[source] = record
-                self.absorbed[source] = arriving
-                arriving = carried
-            else:
-                arriving = _add(arriving, carried)
+    def _sum(self, record: Sum, joints: list[JointCell]) -> None:
+        """Add up what arrives on every part; a bias takes it back if it is the same on all parts that read it."""
+        carried = [
+            [
+                self._carry(joint, i + 1, self.form(joint.operands[i + 1], joint.cells[i + 1]), c)
+                for i, c in enumerate(record.coefficients)
+            ]
+            for joint in joints
+        ]
+        shifting = [i for i, term in enumerate(record.terms) if term.value in self._shiftable]
+        arriving: list[Form] = []
+        for forms in carried:
+            total: Form = {}
+            for i, form in enumerate(forms):
+                total = total if i in shifting else _add(total, form)
+            arriving.append(total)
+        for i in shifting:
+            readers: dict[Source, list[int]] = {}
+            for k, joint in enumerate(joints):
+                readers.setdefault((joint.operands[i + 1].value, joint.cells[i + 1]), []).append(k)
+            for source, at in readers.items():
+                taken = self._absorbs(record, source, [(arriving[k], carried[k][i]) for k in at])
+                for k in at:
+                    arriving[k] = carried[k][i] if taken else _add(arriving[k], carried[k][i])
         if len(record.terms) == 1:
             self._pass_stochastic(record)
-        self._store(joint, arriving)
+        for joint, form in zip(joints, arriving, strict=True):
+            self._store(joint, form)
+
+    def _absorbs(self, record: Sum, source: Source, parts: list[tuple[Form, Form]]) -> bool:
+        """Whether a source can take back what arrives; parts are (what arrives, the source's own form)."""
+        arriving = parts[0][0]
+        if not arriving or self._uses[source[0]] != 1 or source in self.absorbing:
+            return False
+        for form, own in parts:
+            if form != arriving or any(a.how == "wild" or not a.slots <= own[source].slots for a in form.values()):
+                return False
+        self.absorbing[source] = record
+        self.absorbed[source] = arriving
+        return True
 
     def _pass_stochastic(self, record: Sum) -> None:
         term = record.terms[0]
@@ -206,7 +235,10 @@ class ShiftFlow:
             contracted = self._contracted(record, joint, i)
             constant = all(not contracted & a.slots for a in inputs[i].values())
             if constant and self.passes_average(record, i):
-                self._store(joint, self._carry(joint, i + 1, inputs[i], record.scale))
+                self._averages.setdefault((i, joint.cells[0]), []).append((
+                    joint,
+                    self._carry(joint, i + 1, inputs[i], record.scale),
+                ))
             elif any(o.value in self.classes.data for o in others):
                 self._store(joint, self._mix(joint, i, inputs[i], "wild"))
             elif any(o.value in self._zero for o in others):
@@ -236,8 +268,9 @@ class ShiftFlow:
         target = {name: slot for slot, name in joint.slot_names(0).items()}
         names = {n for j in range(1, len(joint.operands)) if j != i + 1 for n in joint.slot_names(j).values()}
         more = frozenset(target[n] for n in names if n in target)
+        by = tuple((joint.operands[j].value, joint.cells[j]) for j in range(1, len(joint.operands)) if j != i + 1)
         return {
-            s: Arrival("wild" if "wild" in {how, a.how} else "map", 1.0, a.slots | more)
+            s: Arrival("wild" if "wild" in {how, a.how} else "map", 1.0, a.slots | more, (by, a.coefficient, a.origin))
             for s, a in self._carry(joint, i + 1, form).items()
         }
 
@@ -245,22 +278,38 @@ class ShiftFlow:
 
     def _condition(self, joint: JointCell, i: int, form: Form, reduced: set[Label] | None) -> None:
         """Operand i may shift only by what is constant along the reduced labels."""
-        if not form:
-            return
         operand, cell = joint.operands[i], joint.cells[i]
         if reduced is None:
-            self.conditions.append(Condition(operand, form, None))
+            if form:
+                self.conditions.append(Condition(operand, form, None))
             return
         dims = frozenset(d for label in reduced for d in operand.groups.get(label, ()))
         parts = self.classes.cells.layout(operand.value)
-        if any(len(parts[d]) > 1 for d in dims):  # constant on one part of a concatenation only
-            self.conditions.append(Condition(operand, form, None))
+        if any(len(parts[d]) > 1 for d in dims):  # all parts must agree
+            self._parts.setdefault((i, _without(cell, dims)), []).append((joint, form, dims))
             return
         leaves = frozenset(leaf for d in dims for leaf in parts[d][cell[d]].leaves)
         reduced_slots = {s for s, (label, _) in joint.slot_names(i).items() if label in reduced}
         varying = {s: a for s, a in form.items() if a.slots & reduced_slots}
         if varying:
             self.conditions.append(Condition(operand, varying, leaves, dims))
+
+    def _compare_parts(self) -> None:
+        """An axis that is cut into parts: what arrives constant and alike on all of them is constant."""
+        for (i, _), found in self._parts.items():
+            alike = _alike([(form, {s for s in _slots(form) if s[0] in dims}) for _, form, dims in found])
+            for joint, form, dims in found:
+                rest = {s: a for s, a in form.items() if s not in alike}
+                if rest:
+                    self.conditions.append(Condition(joint.operands[i], rest, None, dims))
+        for averaged in self._averages.values():  # an average over all parts together
+            first = averaged[0][1]
+            same = all(form == first for _, form in averaged)
+            for joint, form in averaged[:1] if same else averaged:
+                wild = {s: replace(a, how="wild") for s, a in form.items()}
+                self._store(joint, form if same else wild)
+        self._parts.clear()
+        self._averages.clear()
 
     def _forbid(self, operand: Operand) -> None:
         for cell in self.classes.cells.cells(operand.value):
@@ -276,6 +325,20 @@ def _sources(record: Record) -> list[Operand]:
     return list(record.operands())
 
 
+def _without(cell: Cell, dims: frozenset[int]) -> Cell:
+    return tuple(k for d, k in enumerate(cell) if d not in dims)
+
+
+def _slots(form: Form) -> set[Slot]:
+    return {slot for a in form.values() for slot in a.slots}
+
+
+def _alike(parts: list[tuple[Form, set[Slot]]]) -> set[Source]:
+    """Sources that arrive on all parts in the same way, constant along the given slots."""
+    first = parts[0][0]
+    return {s for s, a in first.items() if all(form.get(s) == a and not a.slots & varying for form, varying in parts)}
+
+
 def _add(a: Form, b: Form) -> Form:
     out = dict(a)
     for source, new in b.items():
@@ -285,5 +348,6 @@ def _add(a: Form, b: Form) -> Form:
             continue
         kinds = {old.how, new.how}
         how: How = "wild" if "wild" in kinds else "map" if "map" in kinds else "copy"
-        out[source] = Arrival(how, old.coefficient + new.coefficient, old.slots | new.slots)
+        origin = None if how == "copy" else ((old.origin, old.coefficient), (new.origin, new.coefficient))
+        out[source] = Arrival(how, old.coefficient + new.coefficient, old.slots | new.slots, origin)
     return {s: a for s, a in out.items() if a.how != "copy" or a.coefficient}

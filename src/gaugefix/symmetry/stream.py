@@ -15,7 +15,7 @@ from gaugefix.symmetry.classes import AxisClass, Classes, SlotKey
 from gaugefix.symmetry.flow import Flow
 from gaugefix.symmetry.graph import Value
 from gaugefix.symmetry.groups import Symmetry
-from gaugefix.symmetry.records import Norm, Operand, Product, Sum
+from gaugefix.symmetry.records import Cut, Norm, Operand, Product, Sum
 from gaugefix.symmetry.stream_groups import (
     MeanMix,
     MeanShift,
@@ -198,8 +198,10 @@ def _only_read(flow: Flow, norm: Norm) -> bool:
         if value in flow.outputs or not flow.consumers[value]:
             return False
         for record, _ in flow.consumers[value]:
-            if (isinstance(record, Sum) and len(record.terms) == 1) or (
-                isinstance(record, Product) and len(record.factors) == 1 and Flow.is_mean(record)
+            if (
+                (isinstance(record, Cut) and not record.joins)
+                or (isinstance(record, Sum) and len(record.terms) == 1)
+                or (isinstance(record, Product) and len(record.factors) == 1 and Flow.is_mean(record))
             ):
                 stack.append(record.out.value)
             elif not isinstance(record, Product) or all(f.value.kind != "param" for f in record.factors):

@@ -18,6 +18,9 @@ from gaugefix.symmetry.graph import named_outputs
 from gaugefix.symmetry.symmetries import Symmetries, Verification
 
 TOLERANCE = 1e-9
+_GROUPED = {
+    f for f in (getattr(torch, "_grouped_mm", None), getattr(nn.functional, "grouped_mm", None)) if f is not None
+}
 _EPS_NAMES = ("eps", "variance_epsilon", "layer_norm_eps", "epsilon")
 
 
@@ -72,7 +75,15 @@ class _Float64(TorchFunctionMode):
         args, kwargs = pytree.tree_map(
             lambda item: low.get(item, item) if isinstance(item, torch.dtype) else item, (args, kwargs or {})
         )
+        if func in _GROUPED:  # torch has it in low precision only
+            return _grouped_mm(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _grouped_mm(x: Tensor, weight: Tensor, offs: Tensor, **_: Any) -> Tensor:
+    """Consecutive rows of x times consecutive matrices, in any precision."""
+    ends = [int(end) for end in offs]
+    return torch.cat([x[a:b] @ w for a, b, w in zip([0, *ends], ends, weight, strict=False)])
 
 
 def float_outputs(
