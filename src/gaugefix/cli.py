@@ -168,7 +168,7 @@ def symmetries(
     if html is not None:
         written = write_atomically(html, symmetry_page(data))
         if not as_json:
-            Console().print(_files([written]))
+            Console().print(_files("Page", [written]))
     _leave(strict and bool(data["rejected"] or data["opaque"]))
 
 
