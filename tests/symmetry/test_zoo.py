@@ -6,12 +6,12 @@ from collections import Counter
 
 import pytest
 import torch
+from tests.cases import CASES, Case
 
 from gaugefix.symmetry import Symmetries, find_symmetries
 from gaugefix.symmetry.generic import generator_dims
 from gaugefix.symmetry.verify import random_parameters
 from gaugefix.testing import flat_directions
-from tests.cases import CASES, Case
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
