@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One architecture and its symmetries.
 
@@ -260,10 +260,34 @@ class Attention(nn.Module):
         else:
             scores = q @ k.transpose(-2, -1) * e**-0.5
             if self.causal:
-                mask = torch.ones(t, t, dtype=torch.bool).triu(1)
+                mask = torch.ones(t, t, dtype=torch.bool, device=x.device).triu(1)
                 scores = scores.masked_fill(mask, float("-inf"))
             y = scores.softmax(-1) @ v
         return self.out(y.transpose(1, 2).reshape(b, t, d))
+
+
+class RotaryAttention(nn.Module):
+    """Attention with rotary positions: pairs (j, j + e/2) of queries and keys turn by angles."""
+
+    def __init__(self, d: int = 4, heads: int = 2, e: int = 4, length: int = 4) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(d, heads * e, bias=False) for _ in range(3))
+        self.out = nn.Linear(heads * e, d, bias=False)
+        angle = torch.arange(length)[:, None] * 0.7 ** torch.arange(e // 2)[None]
+        self.register_buffer("cos", torch.cos(torch.cat([angle, angle], 1)))
+        self.register_buffer("sin", torch.sin(torch.cat([angle, angle], 1)))
+        self.heads = heads
+
+    def _turn(self, x: Tensor) -> Tensor:
+        half = x.shape[-1] // 2
+        turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
+        return x * self.cos + turned * self.sin
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        q, k, v = (m(x).view(b, t, self.heads, -1).transpose(1, 2) for m in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(self._turn(q), self._turn(k), v, is_causal=True)
+        return self.out(y.transpose(1, 2).reshape(b, t, -1))
 
 
 class SelfAttention(nn.Module):
@@ -305,7 +329,7 @@ class GPT2(nn.Module):
             self.head.weight = self.wte.weight
 
     def forward(self, idx: Tensor) -> Tensor:
-        x = self.wte(idx) + self.wpe(torch.arange(idx.shape[1]))
+        x = self.wte(idx) + self.wpe(torch.arange(idx.shape[1], device=idx.device))
         for block in self.blocks:
             x = block(x)
         return self.head(self.ln_f(x))
@@ -394,7 +418,8 @@ def _normalised_mlps() -> list[Case]:
         Case("rms-leaky", partial(_normalised, nn.RMSNorm, nn.LeakyReLU), (X,), 2 + 11, {"R+^6": 1, "R+^5": 1}),
         Case("rms-gelu", partial(_normalised, nn.RMSNorm, nn.GELU), (X,), 2, {"Z_2^6": 1, "Z_2^5": 1}),
         Case("rms-written-gelu", partial(_normalised, RMS, nn.GELU), (X,), 2, {"Z_2^6": 1, "Z_2^5": 1}),
-        Case("bn-leaky", partial(_normalised, nn.BatchNorm1d, nn.LeakyReLU), (X,), 11 + 11 + 11, {"R+^6": 2, "R+^5": 2}),
+        Case("bn-leaky", partial(_normalised, nn.BatchNorm1d, nn.LeakyReLU), (X,), 3 * 11,
+             {"R+^6": 2, "R+^5": 2}),
         Case("bn-gelu", partial(_normalised, nn.BatchNorm1d, nn.GELU), (X,), 11 + 11, {"R+^6": 1, "Z_2^6": 1}),
         Case("ln-plain-gelu", partial(_normalised, _plain, nn.GELU), (X,), 2 + mean, {"S_6": 1, "S_5": 1}),
     ]  # fmt: skip
@@ -453,21 +478,24 @@ def _attention() -> list[Case]:
     x = (numbers(3, 4, 6),)
     d, h, e = 6, 2, 3
     heads = {f"S_{h}": 1, f"(GL({e}))^{h}": 2}
-    product = 2 * h * e * e  # queries with keys, values with outputs
+    linear = 2 * h * e * e  # queries with keys, values with outputs
     biases = d + d  # key biases are dead, value biases go to the output bias
     out = [
-        Case(f"attention-{split}-{kind}{'-bias' if bias else ''}", partial(Attention, split=split, product=kind, bias=bias),
-             x, product + biases * bias, heads)
+        Case(f"attention-{split}-{kind}{'-bias' if bias else ''}",
+             partial(Attention, split=split, product=kind, bias=bias), x, linear + biases * bias, heads)
         for split in ("chunk", "select", "unbind")
         for kind in ("matmul", "sdpa", "einsum")
         for bias in (False, True)
     ]  # fmt: skip
     out += [
-        Case("attention-causal", partial(Attention, causal=True), x, product, heads),
-        Case("attention-causal-sdpa", partial(Attention, causal=True, product="sdpa"), x, product, heads),
-        Case("multihead", SelfAttention, x, product + biases, heads),
-        Case("multihead-nobias", partial(SelfAttention, bias=False), x, product, heads),
-    ]
+        Case("attention-causal", partial(Attention, causal=True), x, linear, heads),
+        Case("attention-causal-sdpa", partial(Attention, causal=True, product="sdpa"), x, linear, heads),
+        # per head: a complex number for every rotary pair of queries and keys, GL(4) for values and outputs
+        Case("attention-rotary", RotaryAttention, (numbers(3, 4, 4),), 2 * 4 + 2 * 4 * 4,
+             {"S_2": 1, "(GL(4))^2": 1, "SO(2)^4": 1}),
+        Case("multihead", SelfAttention, x, linear + biases, heads),
+        Case("multihead-nobias", partial(SelfAttention, bias=False), x, linear, heads),
+    ]  # fmt: skip
     return out
 
 
@@ -482,19 +510,12 @@ def _transformers() -> list[Case]:
     before = heads + biases + 2 * d + 2 * d + (3 * d + ff) + 1
     after = heads + biases + (d + 1) + (ff + 1) + d + ff + 1
     out = []
-    for first in (True, False):
-        for relu in (True, False):
-            make = partial(
-                nn.TransformerEncoderLayer, d, h, ff, activation="relu" if relu else "gelu", norm_first=first
-            )
-            for batch_first in (True, False):
-                out.append(
-                    Case(
-                        f"encoder-{'pre' if first else 'post'}-{'relu' if relu else 'gelu'}{'' if batch_first else '-time'}",
-                        partial(make, batch_first=batch_first), x, (before if first else after) + ff * relu,
-                        {f"S_{h}": 1, f"(GL({e}))^{h}": 2, f"S_{ff}": 1, **({f"R+^{ff}": 1} if relu else {})},
-                    )
-                )  # fmt: skip
+    for first, relu, batch_first in product((True, False), repeat=3):
+        name = f"encoder-{'pre' if first else 'post'}-{'relu' if relu else 'gelu'}{'' if batch_first else '-time'}"
+        layer = partial(nn.TransformerEncoderLayer, d, h, ff, norm_first=first, batch_first=batch_first)
+        groups = {f"S_{h}": 1, f"(GL({e}))^{h}": 2, f"S_{ff}": 1, **({f"R+^{ff}": 1} if relu else {})}
+        flat = (before if first else after) + ff * relu
+        out.append(Case(name, partial(layer, activation="relu" if relu else "gelu"), x, flat, groups))
     words, length = 9, 4
     idx = (tokens(3, length, words),)
     full = gpt2_flat(d, h, ff, words, length, 1)

@@ -288,7 +288,7 @@ class TestAdvice:
         report = collapse_of(norms=np.zeros(4), dead=(0, 1, 2, 3), distinct=0, verdict="collapsed")
         advice = advise(units(), report, None, None, forecast_of(critical_weight_decay=0.0047), None)[0]
         assert "Layer fc has collapsed" in advice.finding
-        assert "Set weight_decay below 0.0047" in advice.action
+        assert "Set weight_decay well below 0.0047" in advice.action
 
     def test_fading_units_get_the_decay_that_keeps_them(self) -> None:
         drives = np.array([0.01, 0.01, 0.00812, 0.0075])

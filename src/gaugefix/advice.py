@@ -95,10 +95,9 @@ def _collapsed(unit: UnitCollapse, item: ClassForecast | None) -> Iterator[Advic
     evidence = f"All {len(unit.norms)} units have size zero (largest {unit.norms.max(initial=0.0):.1e})."
     action = "Lower the weight decay, then re-initialise the layer: at zero it gets no gradient."
     if item is not None and item.critical_weight_decay > 0:
-        evidence += (
-            f" It can come back below λ_c = {_n(item.critical_weight_decay)}, the run used {_n(item.weight_decay)}."
-        )
-        action = f"Set weight_decay well below {_n(item.critical_weight_decay)}, then re-initialise the layer and train again."
+        limit = _n(item.critical_weight_decay)
+        evidence += f" It can come back below λ_c = {limit}, the run used {_n(item.weight_decay)}."
+        action = f"Set weight_decay well below {limit}, then re-initialise the layer and train again."
     yield Advice("act", unit.name, f"Layer {unit.name} has collapsed: it computes nothing.", evidence, action)
 
 

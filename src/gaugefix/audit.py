@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from gaugefix.advice import Advice, advise
 from gaugefix.errors import ConvergenceWarning, GaugefixError, MeasurementError, ValidityWarning
 from gaugefix.files import write_atomically
-from gaugefix.forecast import Certificate, Forecast, certificate, forecast
+from gaugefix.forecast import Certificate, Forecast, certify, forecast
 from gaugefix.measure import (
     ChargeReport,
     CollapseReport,
@@ -218,12 +218,12 @@ def _measure(
         collapse = run("collapse", lambda: collapse_report(params, symmetries))
         charges = run("charges", lambda: check_charge_law(task, symmetries, seed=seed))
         prediction = run("forecast", lambda: forecast(task, symmetries, seed=seed))
-        proof = run("certificate", lambda: certificate(task, symmetries, seed=seed))
     else:
-        collapse = charges = prediction = proof = None
+        collapse = charges = prediction = None
         boundary.skip("collapse, charges, forecast", "no class of hidden units was found")
     if prediction is not None and prediction.note:
         boundary.notes.append(f"forecast: {prediction.note}")
+    proof = certify(prediction) if prediction is not None else None
     noise = run("noise", lambda: gradient_noise(task, seed=seed))
     metric = _metric(task, boundary)
     extra = _full(task, symmetries, boundary, seed) if level == "full" else {}
@@ -300,7 +300,8 @@ class _Boundary:
     def run(self, what: str, function: Callable[[], T]) -> T | None:
         """The function's result, or None and an entry in `skipped`."""
         with self._stages.step(f"Measuring {what}"), warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("default")
+            for ours in (ConvergenceWarning, ValidityWarning):  # the others obey the filters of the caller
+                warnings.simplefilter("always", ours)
             try:
                 result = function()
             except GaugefixError as error:
@@ -313,5 +314,5 @@ class _Boundary:
             if issubclass(warning.category, ConvergenceWarning | ValidityWarning):
                 self.notes.append(f"{what}: {warning.message}")
             else:
-                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+                warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
         return result

@@ -109,7 +109,7 @@ def draw_plan(pick: Pick[Any]) -> Plan:
         _draw_block(pick, source, narrow, i == 0 and (raw or source == "tokens")) for i in range(pick((1, 2, 2, 3)))
     ]
     return Plan(
-        source, pick((2, 3) if narrow else (7, 8)), pick((2, 3) if narrow else (7, 8)), 0 if raw else width,
+        source, pick((2, 3) if narrow else (7, 8)), pick((2, 3) if narrow else (10, 11)), 0 if raw else width,
         tuple(blocks), _draw_norm(pick, source), pick((True, True, False)),
         pick(("none", "none", "none", "softmax", "log_softmax")), pick((False, False, True)), narrow,
     )  # fmt: skip

@@ -7,4 +7,5 @@ from gaugefix.forecast.results import CollapseThreshold as CollapseThreshold
 from gaugefix.forecast.results import Forecast as Forecast
 from gaugefix.forecast.results import MirrorForecast as MirrorForecast
 from gaugefix.forecast.widths import certificate as certificate
+from gaugefix.forecast.widths import certify as certify
 from gaugefix.forecast.widths import forecast as forecast

@@ -118,18 +118,29 @@ def certificate(
     Returns:
         The certificate over all classes to which the theory applies. It is local in the rest of the network.
     """
-    classes = forecast(task, symmetries, settle_steps=settle_steps, seed=seed, max_samples=max_samples).classes
-    covered = [c for c in classes if c.verdict != "not applicable"]
-    uncovered = tuple(c.name for c in classes if c.verdict == "not applicable")
+    return certify(forecast(task, symmetries, settle_steps=settle_steps, seed=seed, max_samples=max_samples))
+
+
+def certify(found: Forecast) -> Certificate:
+    """`certificate` from a forecast that is there already; costs nothing.
+
+    Args:
+        found: from `forecast`.
+
+    Returns:
+        The certificate.
+    """
+    covered = [c for c in found.classes if c.verdict != "not applicable"]
+    uncovered = tuple(c.name for c in found.classes if c.verdict == "not applicable")
     if not covered:
-        return Certificate(np.nan, task.weight_decay, np.nan, False, "", uncovered, "no class is covered")
+        return Certificate(np.nan, found.weight_decay, np.nan, False, "", uncovered, "no class is covered")
     binding = max(covered, key=lambda c: c.kappa)
     closed = all(c.verdict in {"saturated: more width cannot help", "dead stays dead"} for c in covered)
     open_ones = ", ".join(f"{c.name}: {c.verdict}" for c in covered if c.verdict.startswith(("not", "wants", "would")))
     residuals = [c.residual for c in covered if c.alive]
     return Certificate(
         binding.kappa,
-        task.weight_decay,
+        found.weight_decay,
         max(residuals, default=0.0),
         closed and not uncovered,
         binding.name,

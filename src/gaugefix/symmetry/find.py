@@ -68,7 +68,7 @@ def find_symmetries(
         >>> mlp = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
         >>> found = find_symmetries(mlp, (torch.randn(2, 4),))
         >>> [s.group for s in found], found.flat_dim, found.verified
-        (['S_6', 'R+^6', 'S_5', 'R+^5'], 11, True)
+        (['S_6', 'S_5', 'R+^6', 'R+^5'], 11, True)
     """
     if isinstance(model, Task):
         return _find_in_task(model, verify=verify, seed=seed)

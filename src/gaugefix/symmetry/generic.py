@@ -13,7 +13,7 @@ from gaugefix.symmetry.groups import Rotation, Symmetry
 from gaugefix.symmetry.units import Params
 
 #: limits up to which dimensions are counted numerically
-MAX_GENERATORS = 600
+MAX_GENERATORS = 256
 MAX_ENTRIES = 10_000_000
 
 

@@ -1,0 +1,85 @@
+"""Random architectures: no claim is ever false."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from tests.symmetry.architectures import Block, Plan, build, plans, random_architecture, random_plan, shrink
+from tests.symmetry.fuzz import examine
+
+from gaugefix.symmetry import find_symmetries
+
+N_SEEDS = 200
+
+
+def test_no_false_claim_on_seeded_architectures() -> None:
+    """Every claimed symmetry holds in float64, whatever the architecture; nothing raises."""
+    for seed in range(N_SEEDS):
+        model, args = random_architecture(seed)
+        found = find_symmetries(model, args, verify=True)
+        assert [(v.name, v.error) for v in found.rejected] == [], f"seed {seed}: {random_plan(seed)}"
+
+
+@given(plan=plans())
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_dimensions_are_never_overclaimed(plan: Plan) -> None:
+    outcome = examine(plan, seeds=1)
+    assert outcome.verdict not in {"false", "error"}, outcome
+
+
+def blocks(*items: Block) -> tuple[Block, ...]:
+    return items
+
+
+# shrunk failures of earlier versions, each with what went wrong
+REGRESSIONS = {
+    "parts of a normalised concatenation scaled apart": Plan(
+        final="layer", bias=False, blocks=blocks(Block("concat", width=3, act="tanh", bias=False))),
+    "a shift seen through a concatenation": Plan(
+        blocks=blocks(Block("concat", width=5, act="tanh", norm="layer-plain", bias=False))),
+    "a table shift seen through a concatenation": Plan(
+        source="tokens", n_in=7, bias=False, blocks=blocks(Block("concat", act="tanh", bias=False))),
+    "a mean shift of one part of a normalised concatenation": Plan(
+        n_in=8, n_out=8, final="layer-gain",
+        blocks=blocks(Block("concat", width=5), Block("post", width=5, norm="group", bias=False, option=1))),
+    "a bias shift through two convolutions": Plan(
+        source="image", width=3, blocks=blocks(Block("conv", width=5, act="tanh"))),
+    "a bias shift through a linear residual of convolutions": Plan(
+        source="image", n_in=7, width=3, bias=False, blocks=blocks(Block("conv-residual", width=3, act="identity"))),
+    "null direction and softmax shift counted twice": Plan(
+        n_in=7, width=3, final="layer-gain", bias=False, end="softmax"),
+    "bias shift and GL(n) of a wide layer counted twice": Plan(n_in=3, n_out=2),
+    "bias shift and mean shift of two groups counted twice": Plan(
+        source="sequence", n_in=7, width=6, final="group", bias=False, blocks=blocks(Block("attention", act="tanh"))),
+    "rounding noise of projected shifts counted as directions": Plan(
+        source="tokens", n_in=8, n_out=8, final="layer-plain", end="log_softmax",
+        blocks=blocks(Block("attention", width=5, norm="rms", option=2), Block("residual", width=5))),
+    "a fused reader of a LayerNorm": Plan(
+        source="tokens", n_in=7, bias=False, blocks=blocks(Block("attention", width=5, norm="layer"))),
+    "what a table gives taken for a parameter": Plan(
+        source="tokens", n_in=7, bias=False, blocks=blocks(Block("attention", act="tanh", bias=False))),
+    "no condition on a shift at all": Plan(
+        source="image", n_in=3, n_out=3, bias=False, blocks=blocks(Block("conv-concat", act="tanh"))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("plan", REGRESSIONS.values(), ids=REGRESSIONS.keys())
+def test_what_once_went_wrong(plan: Plan) -> None:
+    outcome = examine(plan, seeds=2)
+    assert outcome.verdict not in {"false", "error"}, outcome
+
+
+def test_a_seed_makes_the_same_architecture_twice() -> None:
+    assert random_plan(7) == random_plan(7)
+    (a, x), (b, y) = random_architecture(7), random_architecture(7)
+    assert str(a) == str(b)
+    assert all((p == q).all() for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    assert all((s == t).all() for s, t in zip(x, y, strict=True))
+
+
+def test_plans_shrink_to_what_fails() -> None:
+    plan = Plan(blocks=(Block("dense"), Block("residual", norm="layer", act="gelu"), Block("gate")), final="rms")
+    small = shrink(plan, lambda p: any(b.kind == "residual" for b in p.blocks))
+    assert [b.kind for b in small.blocks] == ["residual"]
+    assert small.final == "none"
+    assert build(small)[0](*build(small)[1]).shape == (8, plan.n_out)
