@@ -65,4 +65,17 @@ def _load(target: str, meta: bool, data_dir: Path | None, seed: int) -> tuple[nn
     if not meta:
         return task.model, args, task
     moved = pytree.tree_map(lambda t: t.to("meta") if isinstance(t, Tensor) else t, args)
-    return copy.deepcopy(task.model).to("meta"), moved, None
+    return meta_copy(task.model), moved, None
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A copy on the meta device, in which tied parameters stay tied (``Module.to`` would part them).
+
+    Args:
+        model: left as it is.
+
+    Returns:
+        The copy; it takes no memory for weights.
+    """
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, memo).to("meta")

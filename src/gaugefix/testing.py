@@ -206,10 +206,12 @@ def _jacobian(model: nn.Module, params: Mapping[str, Tensor], args: Any, kwargs:
     with math_attention():
         outputs = torch.cat([o.reshape(-1) for o in float_outputs(model, leaves, args, kwargs)])
         identity = torch.eye(len(outputs), dtype=outputs.dtype)
-        grads = torch.autograd.grad(
-            outputs, list(leaves.values()), identity, is_grads_batched=True, allow_unused=True, materialize_grads=True
-        )
-    return torch.cat([g.reshape(len(outputs), -1) for g in grads], dim=1).detach()
+        grads = torch.autograd.grad(outputs, list(leaves.values()), identity, is_grads_batched=True, allow_unused=True)
+    rows = [
+        p.new_zeros(len(outputs), p.numel()) if g is None else g.reshape(len(outputs), -1)
+        for p, g in zip(params.values(), grads, strict=True)
+    ]
+    return torch.cat(rows, dim=1).detach()
 
 
 def check_symmetries(
