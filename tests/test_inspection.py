@@ -65,7 +65,7 @@ class TestNumbers:
         data = inspect_symmetries(f"{module}:make")
         assert data["verified"]
         assert said(data)["directions"] == "11 flat directions of 83 parameters"
-        assert re.match(r"4 symmetries, largest change of the output \de-1[5-9]", said(data)["verified"])
+        assert re.match(r"6 symmetries, largest change of the output \de-1[5-9]", said(data)["verified"])
 
     def test_complete(self, module: str) -> None:
         data = inspect_symmetries(f"{module}:make", complete=True, seed=1)  # at seed 0 a unit is always on
@@ -93,7 +93,7 @@ class TestStructure:
     def test_meta_finds_the_same(self, module: str) -> None:
         real = inspect_symmetries(f"{module}:make", verify=False)
         meta = inspect_symmetries(f"{module}:make", meta=True)
-        assert meta["blocks"] == real["blocks"]
+        assert meta["blocks"] == [b for b in real["blocks"] if b["block"] != "the loss only"]
         assert not meta["verified"]
         assert said(meta)["verified"].startswith("no: structure only")
 
