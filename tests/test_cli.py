@@ -190,6 +190,22 @@ class TestOtherCommands:
         assert run("symmetries", "my_task:make", "--json", monkeypatch=monkeypatch) == 0
         assert json.loads(capsys.readouterr().out)["flat_dim"] == 6
 
+    def test_symmetries_of_the_structure_with_a_page(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        arguments = ("symmetries", "my_task:make", "--meta", "--strict", "--html", "out/page.html")
+        assert run(*arguments, monkeypatch=monkeypatch) == 0
+        out = capsys.readouterr().out
+        assert "no: structure only, on the meta device" in out
+        assert str(folder / "out" / "page.html") in out.replace("\n", "")
+        assert "6 directions of 51 parameters" in (folder / "out" / "page.html").read_text()
+
+    def test_symmetries_complete(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run("symmetries", "my_task:make", "--complete", monkeypatch=monkeypatch) == 0
+        assert "explains 6 of 6 flat directions" in capsys.readouterr().out
+
     def test_papers(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("papers", "--json", monkeypatch=monkeypatch) == 0
         known = json.loads(capsys.readouterr().out)

@@ -32,7 +32,8 @@ Target = Annotated[
     typer.Argument(
         metavar="TARGET",
         help="What to look at: a built-in task ([bold]digits-mlp[/], digits-mlp-tanh, mnist-mlp), or "
-        "[bold]package.module:factory[/], your own function that returns a gaugefix.Task.",
+        "[bold]package.module:factory[/], your own function that returns a gaugefix.Task, or [bold]hf:NAME[/] or "
+        "[bold]hf:FOLDER[/] for transformers models.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables.")]
