@@ -111,13 +111,20 @@ class TestAudit:
         assert run(*arguments, monkeypatch=monkeypatch) == code
         assert (folder / "audit.json").is_file()  # a finding is no reason to write less
 
-    def test_a_folder_that_cannot_be_written(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    @pytest.mark.parametrize("command", [("audit", "my_task:make_long"), ("reproduce", "2309.16932")])
+    def test_a_folder_that_cannot_be_written_is_known_before_the_work(
+        self,
+        folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        command: tuple[str, ...],
     ) -> None:
         (folder / "file").write_text("")
-        arguments = ("audit", "my_task:make", "-q", "--no-train", "--out", "file")
-        assert run(*arguments, monkeypatch=monkeypatch) == 2
-        assert "Choose another folder." in capsys.readouterr().err
+        assert run(*command, "--out", "file", monkeypatch=monkeypatch) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "Choose another folder." in err
+        assert not (folder / "it-trains").exists()
 
 
 class TestUserErrors:
@@ -203,7 +210,7 @@ class TestOtherCommands:
         assert run("papers", "--json", monkeypatch=monkeypatch) == 0
         known = json.loads(capsys.readouterr().out)
         assert len(known) == 45
-        assert all({"id", "title", "status", "claims"} <= set(p) for p in known)
+        assert all(list(p) == ["id", "title", "status", "claims"] for p in known)
         assert run("papers", monkeypatch=monkeypatch) == 0
         assert "2309.16932" in capsys.readouterr().out
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gaugefix.errors import ReportError
-from gaugefix.files import write_atomically
+from gaugefix.files import check_writable, write_atomically
 
 
 def test_a_file_is_replaced_and_folders_are_made(tmp_path: Path) -> None:
@@ -46,6 +46,16 @@ def test_a_folder_in_the_way(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="Choose another folder"):
         write_atomically(tmp_path / "audit.html", "text")
     assert list(tmp_path.iterdir()) == [tmp_path / "audit.html"]
+
+
+def test_what_cannot_be_written_is_known_beforehand(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "audit.json")
+    assert list((tmp_path / "new").iterdir()) == []
+    with pytest.raises(ReportError, match="Is a directory"):
+        check_writable(tmp_path / "new")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ReportError, match=r"Cannot write .*audit\.json"):
+        check_writable(tmp_path / "file" / "audit.json")
 
 
 def test_the_permissions_are_the_usual_ones(tmp_path: Path) -> None:

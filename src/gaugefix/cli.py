@@ -17,6 +17,7 @@ from rich.text import Text
 from gaugefix.errors import GaugefixError
 
 FINE, FINDING, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+_STUDY_RESULTS = Path("study_results")
 
 app = typer.Typer(
     name="gaugefix",
@@ -98,8 +99,14 @@ def audit(
     Example: [bold]gaugefix audit digits-mlp --epochs 50 --out results[/]
     """
     from gaugefix.audit import audit as run_audit
+    from gaugefix.files import check_writable
     from gaugefix.task import load_task
 
+    page = html or (out or Path()) / "audit.html" if html or out or not as_json else None
+    data = (out or Path()) / "audit.json" if out or not as_json else None
+    written = [path for path in (page, data) if path is not None]
+    for path in written:
+        check_writable(path)  # before hours of training, not after
     task = load_task(target, data_dir=data_dir, seed=seed)
     passes = 0 if no_train else epochs
     if passes is not None:
@@ -109,16 +116,12 @@ def audit(
         typer.echo(result.to_json(), nl=False)
     else:
         Console().print(result)
-    written = []
-    if html is not None or out is not None or not as_json:
-        folder = out or Path()
-        written.append(html or folder / "audit.html")
-        result.to_html(written[0])
-    if out is not None or not as_json:
-        written.append((out or Path()) / "audit.json")
-        result.to_json(written[1])
-    if written and not as_json:
-        Console().print(_files(written))
+    if page is not None:
+        result.to_html(page)
+    if data is not None:
+        result.to_json(data)
+    if not as_json:
+        Console().print(_files("Report", written))
     _leave(strict and any(a.severity == "act" for a in result.advice))
 
 
@@ -166,7 +169,7 @@ def symmetries(
     if html is not None:
         written = write_atomically(html, symmetry_page(data))
         if not as_json:
-            Console().print(_files([written]))
+            Console().print(_files("Page", [written]))
     _leave(strict and bool(data["rejected"] or data["opaque"]))
 
 
@@ -180,7 +183,7 @@ def papers(as_json: AsJson = False) -> None:
 
     known = all_papers()
     if as_json:
-        typer.echo(_json([p.to_dict() for p in known]))
+        typer.echo(_json([{"id": p.id, "title": p.title, "status": p.status, "claims": p.claims} for p in known]))
         return
     table = Table("paper", "status", "claims", "title", title="Papers", title_justify="left", box=None, pad_edge=False)
     for p in known:
@@ -193,23 +196,30 @@ def reproduce(
     paper: Annotated[str, typer.Argument(metavar="PAPER", help="arXiv id, for example [bold]2309.16932[/].")],
     full: Annotated[bool, typer.Option("--full", help="The sizes of the paper instead of the quick setting.")] = False,
     seeds: Annotated[int, typer.Option(min=1, help="Number of independent runs.")] = 3,
-    out: Annotated[Path | None, typer.Option(help="Folder for figures and tables.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the figure and the numbers.", show_default=_STUDY_RESULTS.name)
+    ] = None,
     as_json: AsJson = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a claim fails.")] = False,
 ) -> None:
     """Run the claims of a paper: predicted against measured, with the tolerance.
+
+    Prints a table and writes a figure (svg, png) and the numbers (json). What has passed is taken over by the next
+    run. For machines, --json prints JSON instead; files are then written only where --out says so.
 
     Example: [bold]gaugefix reproduce 2309.16932 --out results[/]
     """
     from gaugefix.report.progress import Stages
     from gaugefix.studies import reproduce as run_study
 
+    if out is None and not as_json:
+        out = _STUDY_RESULTS
     with Stages(shown=not as_json) as stages:
         result = run_study(paper, full=full, seeds=seeds, out=out, progress=stages.follow("Claims"))
     if as_json:
         typer.echo(_json(result.to_dict()))
     else:
-        Console().print(result)
+        Console().print(result, _files("Figure and numbers", sorted((out or Path()).glob(f"{result.paper.id}.*"))))
     _leave(strict and not result.passed)
 
 
@@ -238,9 +248,9 @@ def _json(value: Any) -> str:
     return json.dumps(plain(value), indent=2, allow_nan=False)
 
 
-def _files(paths: list[Path]) -> Text:
-    """Where the report is, one absolute path a line."""
-    text = Text("Report", style="bold")
+def _files(title: str, paths: list[Path]) -> Text:
+    """What was written, one absolute path a line."""
+    text = Text(title, style="bold")
     for path in paths:
         text.append(f"\n  {path.expanduser().absolute()}", style="not bold")
     return text

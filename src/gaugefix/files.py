@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gaugefix.errors import ReportError
@@ -31,10 +34,35 @@ def write_atomically(path: Path | str, content: str | bytes) -> Path:
         Traceback (most recent call last):
         ...
         gaugefix.errors.ReportError: Cannot write /dev/null/audit.html: ... Choose another folder.
-    """
+    """  # noqa: DOC502
     target = Path(path).expanduser().absolute()
-    try:
+    with _mendable(target):
         return _write(target, content.encode() if isinstance(content, str) else content)
+
+
+def check_writable(path: Path | str) -> None:
+    """Find out before a long computation whether its result can be written; makes missing folders.
+
+    Args:
+        path: what will be written.
+
+    Raises:
+        ReportError: if it cannot be.
+    """  # noqa: DOC501, DOC502
+    target = Path(path).expanduser().absolute()
+    with _mendable(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+
+
+@contextmanager
+def _mendable(target: Path) -> Iterator[None]:
+    """Turn what the system says into what a user can do."""
+    try:
+        yield
     except OSError as error:
         raise ReportError(f"Cannot write {target}: {error.strerror or error}. Choose another folder.") from error
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from gaugefix import Task, find_symmetries, load_task, train
 from gaugefix.forecast import certificate, forecast
-from gaugefix.measure import check_charge_law, exact_copy, probe_classes, unit_sizes
+from gaugefix.measure import check_charge_law, collapse_report, exact_copy, probe_classes, unit_sizes
 from gaugefix.symmetry import Slice, Units
 from gaugefix.theory import homogeneous_threshold
 
@@ -263,6 +263,20 @@ def test_growth_of_every_unit_of_a_noisy_run_is_foretold(mlp_units):
         actual = np.log(_sizes(task, u) / size)[live]
         assert np.corrcoef(new.growth[live], actual)[0, 1] > 0.9
         assert np.corrcoef(old.growth[live], actual)[0, 1] < 0.5  # what the noise of one instant hides
+
+
+def test_who_is_alive_is_what_the_collapse_report_says(net):
+    """Life is counted at the model as it is, not after the settling steps, in which this decay kills every unit."""
+    task, units = net(weight_decay=1.0, lr=0.1)
+    params = dict(task.model.named_parameters())
+    with torch.no_grad():
+        for name, index in (("0.weight", (5,)), ("0.bias", (5,)), ("2.weight", (slice(None), 5))):
+            params[name][index] *= 1e-4
+    measured = collapse_report(params, units).units[0]
+    found = forecast(task, units).classes[0]
+    assert measured.dead == (5,)
+    assert found.alive == len(measured.norms) - 1
+    assert set(found.dying) == set(range(8)) - {5}
 
 
 def test_settling_halves_an_unbearable_step_and_leaves_adam_alone(net):

@@ -12,9 +12,10 @@ from gaugefix.symmetry import find_symmetries
 N_SEEDS = 200
 
 
-def test_no_false_claim_on_seeded_architectures() -> None:
+@pytest.mark.parametrize("start", range(0, N_SEEDS, 20))
+def test_no_false_claim_on_seeded_architectures(start: int) -> None:
     """Every claimed symmetry holds in float64, whatever the architecture; nothing raises."""
-    for seed in range(N_SEEDS):
+    for seed in range(start, start + 20):
         model, args = random_architecture(seed)
         found = find_symmetries(model, args, verify=True)
         assert [(v.name, v.error) for v in found.rejected] == [], f"seed {seed}: {random_plan(seed)}"

@@ -14,9 +14,6 @@ from gaugefix.measure.classes import exact_copy as exact_copy
 from gaugefix.measure.collapse import CollapseReport as CollapseReport
 from gaugefix.measure.collapse import UnitCollapse as UnitCollapse
 from gaugefix.measure.collapse import collapse_report as collapse_report
-from gaugefix.measure.collapse import effective_rank as effective_rank
-from gaugefix.measure.collapse import live_units as live_units
-from gaugefix.measure.collapse import unit_sizes as unit_sizes
 from gaugefix.measure.curvature import HessianOperator as HessianOperator
 from gaugefix.measure.curvature import OHessian as OHessian
 from gaugefix.measure.curvature import hvp as hvp
@@ -34,6 +31,9 @@ from gaugefix.measure.noise import gradient_noise as gradient_noise
 from gaugefix.measure.records import Record as Record
 from gaugefix.measure.settle import Settled as Settled
 from gaugefix.measure.settle import settle as settle
+from gaugefix.measure.sizes import live_units as live_units
+from gaugefix.measure.sizes import unit_sizes as unit_sizes
+from gaugefix.measure.spectra import effective_rank as effective_rank
 from gaugefix.theory import predict_charge_step as predict_charge_step
 from gaugefix.theory import predict_layerwise_charge_step as predict_layerwise_charge_step
 from gaugefix.theory import predict_momentum_charge_step as predict_momentum_charge_step

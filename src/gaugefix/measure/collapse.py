@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from gaugefix.errors import MeasurementError
 from gaugefix.measure.activations import known_activation
 from gaugefix.measure.classes import units_of
 from gaugefix.measure.records import Record
+from gaugefix.measure.sizes import DEFAULT_TOLERANCE, live_units, unit_length, unit_rows, unit_sizes
+from gaugefix.measure.spectra import class_spectrum, effective_rank, numerical_rank
 from gaugefix.symmetry import Symmetries, Units
-from gaugefix.symmetry.units import Role
-
-DEFAULT_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,52 +140,12 @@ def collapse_report(
     )
 
 
-def unit_sizes(params: Mapping[str, Tensor], units: Units) -> Float[np.ndarray, " n"]:
-    """Size of every unit, √(‖incoming‖‖outgoing‖), the same in every gauge of a rescaling symmetry.
-
-    A class with one side only has the norm of that side; a class whose activation does not vanish at zero (sigmoid)
-    has the norm of its outgoing side, since no incoming weights make it a constant and not a dead unit.
-
-    Args:
-        params: parameters by name.
-        units: the class.
-
-    Returns:
-        ``(fibers * size,)``.
-    """
-    incoming, outgoing = (_rows(params, units, role) for role in ("write", "read"))
-    if not incoming.shape[1] and not outgoing.shape[1]:
-        return _norms(_rows(params, units, None))
-    if not outgoing.shape[1]:
-        return _norms(incoming)
-    activation = known_activation(units.activation)
-    if not incoming.shape[1] or (activation is not None and not activation.vanishes):
-        return _norms(outgoing)
-    return np.asarray(np.sqrt(_norms(incoming) * _norms(outgoing)))
-
-
-def live_units(params: Mapping[str, Tensor], units: Units, tolerance: float = DEFAULT_TOLERANCE) -> np.ndarray:
-    """Mask of the units that are not dead.
-
-    Args:
-        params: parameters by name.
-        units: the class.
-        tolerance: as in `collapse_report`.
-
-    Returns:
-        ``(fibers * size,)`` booleans.
-    """
-    sizes = unit_sizes(params, units)
-    reference = max(float(sizes.max(initial=0.0)), 0.1 * _initial_size(params, units))
-    return np.asarray(sizes >= tolerance * reference)
-
-
 def _collapse(params: Mapping[str, Tensor], units: Units, inputs: Tensor | None, tol: float) -> UnitCollapse:
     sizes, live = unit_sizes(params, units), live_units(params, units, tol)
     features = _features(params, units)
     clusters, pair, distance = _cluster(features, live, sizes, units, tol)
-    spectrum, max_rank = _spectrum(params, units, live, len(clusters))
-    rank = _numerical_rank(spectrum, max_rank, units, params, tol)
+    spectrum, max_rank = class_spectrum(params, units, live, len(clusters))
+    rank = numerical_rank(spectrum, max_rank, units, params, tol)
     duplicates = tuple(tuple(c) for c in sorted(clusters, key=len, reverse=True) if len(c) > 1)
     findings = {
         "dead units": not live.all(),
@@ -219,28 +175,11 @@ def _collapse(params: Mapping[str, Tensor], units: Units, inputs: Tensor | None,
     )
 
 
-def _rows(params: Mapping[str, Tensor], units: Units, role: Role | None) -> np.ndarray:
-    return units.rows({k: p.detach() for k, p in params.items()}, role).double().cpu().numpy()
-
-
-def _norms(rows: np.ndarray) -> np.ndarray:
-    return np.asarray(np.linalg.norm(rows, axis=1))
-
-
-def _initial_size(params: Mapping[str, Tensor], units: Units) -> float:
-    """Size of a unit under PyTorch's default initialisation, entries of variance 1/(3 fan_in)."""
-    incoming = math.sqrt(1 / 3) if units.incoming else 1.0
-    entries = _rows(params, units, "read").shape[1]
-    outgoing = math.sqrt(entries / (3 * len(units))) if entries else 1.0
-    return math.sqrt(incoming * outgoing)
-
-
 def _features(params: Mapping[str, Tensor], units: Units) -> np.ndarray:
     """What a unit computes: its incoming slice, of norm 1 if scale is a gauge."""
-    rows = _rows(params, units, "write" if units.incoming else None)
+    rows = unit_rows(params, units, "write" if units.incoming else None)
     if units.homogeneous and units.incoming:
-        norm = np.linalg.norm(rows, axis=1, keepdims=True)
-        return rows / np.where(norm > 0, norm, 1.0)
+        return unit_length(rows)
     return rows
 
 
@@ -282,73 +221,11 @@ def _distances(others: np.ndarray, row: np.ndarray, signed: bool) -> np.ndarray:
     return np.asarray(gap / (math.sqrt(2) * np.where(total > 0, total, 1.0)))
 
 
-def _spectrum(params: Mapping[str, Tensor], units: Units, live: np.ndarray, distinct: int) -> tuple[np.ndarray, int]:
-    """Singular values of the class, as many as the live distinct units allow, and what the shapes allow."""
-    rows = _weight_rows(params, units, "write" if units.incoming else None)
-    out = _weight_rows(params, units, "read")
-    if units.activation == "identity" and units.incoming and units.outgoing:
-        matrix = out[live].T @ rows[live]
-        max_rank = min(len(rows), rows.shape[1], out.shape[1])
-        values = np.linalg.svd(matrix, compute_uv=False)
-        return values[: min(distinct, max_rank)], max_rank
-    if units.homogeneous and units.incoming:
-        norm = np.linalg.norm(rows, axis=1, keepdims=True)
-        rows = rows / np.where(norm > 0, norm, 1.0)
-    max_rank = min(rows.shape)
-    return np.linalg.svd(rows[live], compute_uv=False)[: min(distinct, max_rank)], max_rank
-
-
-def _weight_rows(params: Mapping[str, Tensor], units: Units, role: Role | None) -> np.ndarray:
-    """Rows without the biases, which would let a layer of rank r look like rank r + 1."""
-    weights = tuple(s for s in units.slices if params[s.param].ndim > 1)
-    if not any(role is None or s.role == role for s in weights):
-        return _rows(params, units, role)
-    return _rows(params, dataclasses.replace(units, slices=weights), role)
-
-
-def _numerical_rank(spectrum: np.ndarray, max_rank: int, units: Units, params: Mapping[str, Tensor], tol: float) -> int:
-    if not spectrum.size or spectrum[0] == 0:
-        return 0
-    longest = max(len(units), *(params[s.param].shape[1] for s in units.slices if params[s.param].ndim > 1), max_rank)
-    eps = max(_epsilon(params[s.param].dtype) for s in units.slices)
-    relative = spectrum / spectrum[0]
-    rank = int((relative > longest * eps).sum())
-    for i in range(1, rank):
-        below = relative[i] < tol / (10 * longest)
-        if below and relative[i - 1] > 10 * relative[i]:
-            return i
-    return rank
-
-
-def _epsilon(dtype: torch.dtype) -> float:
-    return float(torch.finfo(dtype).eps) if dtype.is_floating_point else 0.0
-
-
-def effective_rank(spectrum: Float[np.ndarray, " r"]) -> float:
-    """Exp of the entropy of σ_i/Σσ: r for r equal singular values, 1 for one, 0 for none (Roy and Vetterli 2007).
-
-    Args:
-        spectrum: singular values.
-
-    Returns:
-        The effective rank.
-
-    Example:
-        >>> effective_rank(np.array([2.0, 2.0, 0.0])), effective_rank(np.zeros(3))
-        (2.0, 0.0)
-    """
-    total = float(np.sum(spectrum))
-    if total <= 0:
-        return 0.0
-    p = spectrum[spectrum > 0] / total
-    return float(np.exp(-np.sum(p * np.log(p))))
-
-
 def _inactive(params: Mapping[str, Tensor], units: Units, inputs: Tensor | None, live: np.ndarray) -> tuple[int, ...]:
     """Live ReLU units whose pre-activation is never positive on the data."""
     if inputs is None or units.activation != "relu" or not units.incoming:
         return ()
-    rows = _rows(params, units, "write")
+    rows = unit_rows(params, units, "write")
     h = inputs.detach().double().cpu().numpy().reshape(-1, inputs.shape[-1])
     if rows.shape[1] == h.shape[1] + 1:
         h = np.hstack([h, np.ones((len(h), 1))])

@@ -89,10 +89,10 @@ def _forecast(data: Mapping[str, Any]) -> Iterator[RenderableType]:
     for c in data["forecast"]["classes"]:
         cells = (number(c[k]) for k in ("kappa", "headroom", "critical_weight_decay", "residual"))
         table.add_row(Text(c["name"]), *cells, Text(c["verdict"]))
-    note = "κ: decay at which a new unit stops growing.  λ_c: above it a dead layer stays dead."
-    yield _titled(f"Forecast at weight decay λ = {decay}", table, note)
+    note = "κ: decay that stops a new unit.  λ_c: above it a dead layer stays dead."
     if len(data["forecast"]["classes"]) > 1:
-        yield Text(" With several hidden layers training dies well below λ_c, all layers at once.", style="dim")
+        note += "\n With several hidden layers training dies well below λ_c, all layers at once."
+    yield _titled(f"Forecast at weight decay λ = {decay}", table, note)
 
 
 def _gaps(data: Mapping[str, Any]) -> Iterator[RenderableType]:

@@ -40,7 +40,12 @@ def facts(task: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("parameters", f"{task['parameters']:,}"),
         ("weight decay λ", number(task["weight_decay"])),
         ("optimizer", f"{optimizer}, batch {task['batch_size']}"),
-        ("trained", f"{task['epochs']} passes" if task["epochs"] else "not by this audit"),
+        (
+            "trained",
+            f"{task['epochs']} {'pass' if task['epochs'] == 1 else 'passes'}"
+            if task["epochs"]
+            else "not by this audit",
+        ),
     ]
 
 

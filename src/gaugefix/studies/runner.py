@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from gaugefix.errors import StudyError
+from gaugefix.files import check_writable
 from gaugefix.studies.framework import Claim, Comparison, Setting, compare
 from gaugefix.studies.registry import Study, find_paper, find_study
 from gaugefix.studies.results import StudyResult, stored_comparisons
@@ -45,14 +47,16 @@ def reproduce(
         The result; look at ``.passed``, print ``.table()``, draw ``.figure()``.
 
     Raises:
-        StudyError: if the paper is unknown or has no study yet, or ``seeds`` is not a positive integer.
+        StudyError: if the paper is unknown or has no study yet, ``seeds`` is not a positive integer, or ``out`` is
+            given and matplotlib is not installed.
+        ReportError: if nothing can be written to ``out``.
 
     Example:
         >>> reproduce("2309.1693")
         Traceback (most recent call last):
         ...
         gaugefix.errors.StudyError: Unknown paper '2309.1693'. Did you mean 2309.16932 (Symmetry Induces ...
-    """
+    """  # noqa: DOC502
     study = find_study(id)
     if not isinstance(seeds, int) or seeds < 1:
         raise StudyError(f"seeds must be an integer >= 1, got {seeds!r}; the default is 3.")
@@ -76,8 +80,14 @@ def run_study(
 
     Returns:
         The result.
-    """
+
+    Raises:
+        StudyError: if ``out`` is given and matplotlib is not installed.
+        ReportError: if nothing can be written to ``out``.
+    """  # noqa: DOC502
     claims, paper = study.claims, find_paper(study.id)
+    if out is not None:
+        _check_output(Path(out) / f"{study.id}.json")
     source_hash = hashlib.sha256(_package_source() + study.source.encode()).hexdigest()[:16]
     kept = stored_comparisons(Path(out) / f"{study.id}.json", setting, source_hash) if out is not None else {}
     comparisons: list[Comparison] = []
@@ -127,6 +137,13 @@ def run_claim(claim: Claim, setting: Setting) -> Comparison:
     finally:
         np.random.set_state(numpy_state)  # noqa: NPY002
         torch.set_default_dtype(dtype)
+
+
+def _check_output(path: Path) -> None:
+    """Know before the first claim is measured that the results can be drawn and written."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise StudyError("The figure of a study needs matplotlib: pip install 'gaugefix[examples]'.")
+    check_writable(path)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from gaugefix.studies.results import StudyResult
 
-_COLUMNS = {"cell": 20, "predicted": 12, "measured": 20, "deviation": 11, "bar": 9}
+_COLUMNS = {"cell": 18, "predicted": 11, "measured": 18, "deviation": 9, "bar": 7}
 
 
 def study_table(result: StudyResult, max_cells: int) -> Group:

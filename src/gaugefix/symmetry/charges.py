@@ -19,6 +19,7 @@ from gaugefix.symmetry.axes import Axis, AxisError
 from gaugefix.symmetry.cells import Cell, Cells, JointCell, JointSlot, Sector
 from gaugefix.symmetry.graph import Value
 from gaugefix.symmetry.records import Cut, Norm, Pointwise, Product, Record, Rotary, Softmax, Sum
+from gaugefix.symmetry.scalefree import ScaleFlow
 
 Variable = tuple[Value, Cell, Sector]
 Number = int | Fraction
@@ -190,7 +191,9 @@ def sector_classes(cells: Cells, variable: Variable) -> frozenset[Axis]:
 def _equations(cells: Cells, signs: bool) -> Iterator[Row]:
     for value in cells.lower.zero:
         yield from _zero(cells, value)
+    flow = ScaleFlow(cells.lower.records, cells.lower.zero)
     for record in cells.lower.records:
+        idle = isinstance(record, Norm) and not record.centred and record.bias is None and flow.norm_is_idle(record)
         try:
             joints = list(cells.joint(record))
         except AxisError:
@@ -198,8 +201,8 @@ def _equations(cells: Cells, signs: bool) -> Iterator[Row]:
                 yield from _zero(cells, operand.value)
             continue
         for joint in joints:
-            yield from _record_equations(record, joint, signs)
-        if isinstance(record, Norm) and (record.centred or not signs):
+            yield from _record_equations(record, joint, signs, idle=idle)
+        if isinstance(record, Norm) and (record.centred or not signs) and not idle:
             yield from _norm_ties(record, joints)
 
 
@@ -238,7 +241,7 @@ def _unlabelled(joint: JointCell, i: int) -> Iterator[Row]:
             yield {(operand.value, cell, sector): 1}
 
 
-def _record_equations(record: Record, joint: JointCell, signs: bool) -> Iterator[Row]:
+def _record_equations(record: Record, joint: JointCell, signs: bool, *, idle: bool = False) -> Iterator[Row]:
     for i in range(len(joint.operands)):
         yield from _unlabelled(joint, i)
     out = _terms(joint, 0)
@@ -255,7 +258,7 @@ def _record_equations(record: Record, joint: JointCell, signs: bool) -> Iterator
             yield from _linear([(1, out)])
             yield from _linear([(1, rest[0])])
         case Norm():
-            yield from _norm(record, rest, out, signs)
+            yield from _norm(record, rest, out, signs or idle)
 
 
 def _pointwise(

@@ -14,8 +14,9 @@ from gaugefix.symmetry.cells import Cells
 from gaugefix.symmetry.classes import AxisClass, Classes, SlotKey
 from gaugefix.symmetry.flow import Flow
 from gaugefix.symmetry.graph import Value
-from gaugefix.symmetry.groups import Symmetry
+from gaugefix.symmetry.groups import Diagonal, Symmetry
 from gaugefix.symmetry.records import Cut, Norm, Operand, Product, Sum
+from gaugefix.symmetry.scalefree import ScaleFlow
 from gaugefix.symmetry.stream_groups import (
     MeanMix,
     MeanShift,
@@ -57,6 +58,7 @@ def find_stream_symmetries(
     """
     flow = Flow(classes)
     out: list[Symmetry] = []
+    out += _row_scales(flow)
     out += _mean_shifts(flow, shifting)
     out += _null_directions(flow)
     for c in classes.by_leaf.values():
@@ -65,6 +67,31 @@ def find_stream_symmetries(
             out += _rotations(flow, c, names)
         if c.rotary:
             out += _rotary(classes, c, names)
+    return out
+
+
+def _row_scales(flow: Flow) -> list[Symmetry]:
+    """Rows of a table that only normalisations read have scales of their own."""
+    lower = flow.classes.cells.lower
+    sizes = ScaleFlow(lower.records, lower.zero)
+    out: list[Symmetry] = []
+    for record in lower.records:
+        if not isinstance(record, Sum) or len(record.terms) != 1:
+            continue
+        (term,) = record.terms
+        hidden = sorted(term.hidden_dims())
+        if len(hidden) != 1 or term.value.kind != "param" or len(flow.consumers[term.value]) != 1:
+            continue
+        (row,), n = hidden, term.value.shape[hidden[0]]
+        columns = frozenset(d for label in term.groups for d in record.out.groups.get(label, ()))
+        if sizes.removed(record.out.value, columns):
+            where = Slice(term.value.name, row, np.arange(n).reshape(1, n, 1), "gain")
+            out.append(
+                Diagonal(
+                    f"{where.param}: rescale rows", f"R+^{n}", n - 1, _places([where]), False,
+                    charges=((where, 1.0),), shape=(n,),
+                )
+            )  # fmt: skip
     return out
 
 
