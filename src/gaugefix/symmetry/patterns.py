@@ -86,9 +86,9 @@ def _rms_gain(op: Op, producers: dict[Value, Op], readers: Mapping[Value, int]) 
         if norm is None or norm.args[2] is not None:
             continue
         weight = _source(gain, producers)
-        if isinstance(weight, Value) and weight.kind == "param" and weight.shape == norm.out.shape[-1:]:
-            if readers[norm.out] == 1:
-                return Op("rms_norm", (*norm.args[:2], weight), {}, op.outputs, op.place)
+        fits = isinstance(weight, Value) and weight.kind == "param" and weight.shape == norm.out.shape[-1:]
+        if fits and readers[norm.out] == 1:
+            return Op("rms_norm", (*norm.args[:2], weight), {}, op.outputs, op.place)
     return None
 
 
