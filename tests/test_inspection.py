@@ -65,6 +65,8 @@ class TestNumbers:
         data = inspect_symmetries(f"{module}:make")
         assert data["verified"]
         assert said(data)["directions"] == "11 flat directions of 83 parameters"
+        of_the_function = [s for s in data["symmetries"] if s["level"] == "function"]
+        assert len(of_the_function) == 4
         assert re.match(r"6 symmetries, largest change of the output \de-1[5-9]", said(data)["verified"])
 
     def test_complete(self, module: str) -> None:
@@ -93,7 +95,9 @@ class TestStructure:
     def test_meta_finds_the_same(self, module: str) -> None:
         real = inspect_symmetries(f"{module}:make", verify=False)
         meta = inspect_symmetries(f"{module}:make", meta=True)
-        assert meta["blocks"] == [b for b in real["blocks"] if b["block"] != "the loss only"]
+        of_the_function = [block for block in real["blocks"] if block["block"] != "the loss only"]
+        assert meta["blocks"] == of_the_function
+        assert len(real["blocks"]) == len(of_the_function) + 1
         assert not meta["verified"]
         assert said(meta)["verified"].startswith("no: structure only")
 

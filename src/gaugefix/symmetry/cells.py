@@ -40,6 +40,7 @@ class Cells:
     _by_axis: dict[Axis, tuple[Part, ...]] = field(default_factory=dict)
     _slots: dict[tuple[Value, Cell], tuple[tuple[Slot, Axis], ...]] = field(default_factory=dict)
     _sectors: dict[tuple[Value, Cell], tuple[Sector, ...]] = field(default_factory=dict)
+    _joints: dict[Record, tuple[JointCell, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Find the active leaves and their fibers."""
@@ -136,19 +137,25 @@ class Cells:
             self._sectors[key] = tuple(found)
         return self._sectors[key]
 
-    def joint(self, record: Record) -> Iterator[JointCell]:
+    def joint(self, record: Record) -> tuple[JointCell, ...]:
         """Every joint choice of parts of the labels of a record, with the cell of each operand.
 
-        Yields:
-            Joint cells.
+        Args:
+            record: of the lowered graph.
+
+        Returns:
+            Joint cells, kept for the next time.
 
         Raises:
             AxisError: if two operands disagree about the parts of a label.
-        """
+        """  # noqa: DOC502
+        if record not in self._joints:
+            found = self._joint_cut(record) if isinstance(record, Cut) else self._joint_choices(record)
+            self._joints[record] = tuple(found)
+        return self._joints[record]
+
+    def _joint_choices(self, record: Record) -> Iterator[JointCell]:
         operands = [record.out, *record.operands()]
-        if isinstance(record, Cut):
-            yield from self._joint_cut(record)
-            return
         choices: dict[Label, list[tuple[Cell, ...]]] = {}  # label -> per part, the choice in each operand
         labels = dict.fromkeys(label for o in operands for label in o.groups)
         for label in labels:
@@ -202,9 +209,15 @@ class JointCell:
     cells_of: Cells
     operands: Sequence[Operand]
     cells: Sequence[Cell]
+    _names: dict[int, dict[Slot, JointSlot]] = field(default_factory=dict)
 
     def slot_names(self, i: int) -> dict[Slot, JointSlot]:
         """Slots of operand i -> (label, position), the same name in every operand."""
+        if i not in self._names:
+            self._names[i] = self._find_names(i)
+        return self._names[i]
+
+    def _find_names(self, i: int) -> dict[Slot, JointSlot]:
         operand, cell = self.operands[i], self.cells[i]
         parts = self.cells_of.layout(operand.value)
         names: dict[Slot, JointSlot] = {}

@@ -25,6 +25,7 @@ class Flow:
     classes: Classes
     consumers: dict[Value, list[tuple[Record, int]]] = field(default_factory=lambda: defaultdict(list))
     producers: dict[Value, Record] = field(default_factory=dict)
+    _removed: dict[SlotKey, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Index the records."""
@@ -40,22 +41,34 @@ class Flow:
             for i, operand in enumerate(record.operands()):
                 self.consumers[operand.value].append((record, i + 1))
 
-    def removed(self, value: Value, cell: Cell, slot: Slot, seen: set[tuple[Value, Cell, Slot]] | None = None) -> bool:
+    def removed(self, value: Value, cell: Cell, slot: Slot) -> bool:
         """Whether adding any multiple of the all-ones vector along a slot never reaches an output.
 
         Args:
             value: where the multiple is added, possibly different for every sample and position.
             cell: its cell.
             slot: the axis.
-            seen: used by the recursion.
 
         Returns:
             True if every path ends in a centred normalisation or a softmax over exactly that axis.
         """
-        seen = set() if seen is None else seen
-        if (value, cell, slot) in seen:
+        seen: set[SlotKey] = set()
+        if self._is_removed(value, cell, slot, seen):
+            self._removed.update(dict.fromkeys(seen, True))  # none of them met an end that sees it
             return True
-        seen.add((value, cell, slot))
+        return False
+
+    def _is_removed(self, value: Value, cell: Cell, slot: Slot, seen: set[SlotKey]) -> bool:
+        key = (value, cell, slot)
+        if key in seen:
+            return True
+        if key not in self._removed:
+            seen.add(key)
+            if not self._ends_removed(value, cell, slot, seen):
+                self._removed[key] = False
+        return self._removed.get(key, True)
+
+    def _ends_removed(self, value: Value, cell: Cell, slot: Slot, seen: set[SlotKey]) -> bool:
         if value in self.outputs or not self.consumers[value]:
             return False
         for record, i in self.consumers[value]:
@@ -68,7 +81,7 @@ class Flow:
                 match record:
                     case Cut() if i == 0:
                         whole = {n: s for s, n in joint.slot_names(1).items()}[name]
-                        if not self.removed(record.whole, joint.cells[1], whole, seen):
+                        if not self._is_removed(record.whole, joint.cells[1], whole, seen):
                             return False
                     case Norm():
                         if not (
@@ -83,7 +96,7 @@ class Flow:
                         shared = sum(name in joint.slot_names(j).values() for j in range(1, len(joint.operands)))
                         if target is None or (shared > 1 and isinstance(record, Product)):
                             return False
-                        if not self.removed(joint.operands[0].value, joint.cells[0], target, seen):
+                        if not self._is_removed(joint.operands[0].value, joint.cells[0], target, seen):
                             return False
                     case _:
                         return False

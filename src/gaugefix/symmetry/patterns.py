@@ -5,7 +5,8 @@ What is not recognised falls to the rules of the primitive operations, which are
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from gaugefix.symmetry.graph import Graph, Op, Value
@@ -23,9 +24,10 @@ def recognise(graph: Graph) -> Graph:
         The same graph.
     """
     producers: dict[Value, Op] = {v: op for op in graph.ops for v in op.outputs}
+    readers = Counter(v for op in graph.ops for v in op.values())
     replaced: list[Op] = []
     for op in graph.ops:
-        new = _rms_norm(op, producers) or _rms_gain(op, producers, graph) or _rotary(op, producers) or op
+        new = _rms_norm(op, producers) or _rms_gain(op, producers, readers) or _rotary(op, producers) or op
         for v in new.outputs:
             producers[v] = new
         replaced.append(new)
@@ -75,7 +77,7 @@ def _rms_norm(op: Op, producers: dict[Value, Op]) -> Op | None:
     return None
 
 
-def _rms_gain(op: Op, producers: dict[Value, Op], graph: Graph) -> Op | None:
+def _rms_gain(op: Op, producers: dict[Value, Op], readers: Mapping[Value, int]) -> Op | None:
     """A parameter times a written-out RMS norm that nothing else reads."""
     if op.name != "mul" or len(op.args) < 2:
         return None
@@ -84,13 +86,9 @@ def _rms_gain(op: Op, producers: dict[Value, Op], graph: Graph) -> Op | None:
         if norm is None or norm.args[2] is not None:
             continue
         weight = _source(gain, producers)
-        if isinstance(weight, Value) and weight.kind == "param" and weight.shape == norm.out.shape[-1:]:
-            readers: dict[Value, int] = defaultdict(int)
-            for other in graph.ops:
-                for v in other.values():
-                    readers[v] += 1
-            if readers[norm.out] == 1:
-                return Op("rms_norm", (*norm.args[:2], weight), {}, op.outputs, op.place)
+        fits = isinstance(weight, Value) and weight.kind == "param" and weight.shape == norm.out.shape[-1:]
+        if fits and readers[norm.out] == 1:
+            return Op("rms_norm", (*norm.args[:2], weight), {}, op.outputs, op.place)
     return None
 
 
