@@ -83,9 +83,9 @@ def classification_task(
     )
 
 
-# The settings are such that the report has something to say: weight decay strong enough to kill and merge units at
-# 95 % accuracy, batches large enough (lr / batch size = 4e-4) to come to rest, so that drives mean something, and so
-# few steps (lr · λ · steps = 72) that units which die do not reach the denormal range, where a CPU crawls.
+# One hidden layer, so that its critical weight decay is sharp. The settings are such that the report has something to
+# say: weight decay that merges half of the units at 92 % accuracy, batches large enough (lr / batch size = 4e-4) to
+# come to rest, so that drives mean something.
 def _digits(activation: type[nn.Module], name: str) -> Callable[..., Task]:
     def make(seed: int, data_dir: Path) -> Task:
         del data_dir  # the data comes with scikit-learn
@@ -100,18 +100,18 @@ def _digits(activation: type[nn.Module], name: str) -> Callable[..., Task]:
         order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
         train, test = order[:1440], order[1440:]
         return classification_task(
-            _mlp((64, 32, 32, 10), activation, seed),
+            _mlp((64, 64, 10), activation, seed),
             (inputs[train], labels[train]),
             (inputs[test], labels[test]),
             name=name,
             lr=0.2,
-            weight_decay=0.03,
+            weight_decay=0.06,
             batch_size=480,
             epochs=4000,
             seed=seed,
         )
 
-    make.__doc__ = f"The task {name!r}: digits 8x8, an MLP 64-32-32-10, SGD with weight decay."
+    make.__doc__ = f"The task {name!r}: digits 8x8, an MLP 64-64-10, SGD with weight decay."
     return make
 
 

@@ -1,9 +1,12 @@
 """The bar: on real digits, training just below the predicted critical weight decay lives, just above it dies."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
+from gaugefix import find_symmetries, load_task
 from gaugefix.forecast import certificate, forecast
 from gaugefix.measure import collapse_report
 
@@ -55,6 +58,28 @@ def test_a_decayed_hidden_bias_of_a_relu_layer_counts(mlp, mlp_units, make_task,
     assert found.lambda_c > 1.1 * 0.15738
     assert _minimise(mlp((64, 16, 10), "relu"), digits, 0.95 * found.lambda_c) > 0.1
     assert _minimise(mlp((64, 16, 10), "relu"), digits, 1.05 * found.lambda_c) < 1e-2
+
+
+@pytest.mark.parametrize("activation", ["identity", "tanh", "relu"])
+def test_the_built_in_network_lives_and_dies_as_its_audit_foretells(activation):
+    """The built-in digits tasks and their linear twin: λ_c from `forecast`, then full-batch descent from their start."""
+
+    def fresh():
+        task = load_task("digits-mlp-tanh" if activation == "tanh" else "digits-mlp")
+        return task if activation != "identity" else replace(task, model=_linear(task.model))
+
+    task = fresh()
+    data = [torch.cat(parts) for parts in zip(*task.batches(seed=0), strict=True)]
+    limit = forecast(task, find_symmetries(task, verify=False)).collapse.lambda_c
+    for factor, lives in ((0.95, True), (1.05, False)):
+        model = fresh().model
+        _descend(model, data, factor * limit, steps=1500, lr=1.0)
+        norm = float(model[2].weight.detach().norm())
+        assert norm > 0.1 if lives else norm < 1e-2, (activation, limit, factor, norm)
+
+
+def _linear(model):
+    return nn.Sequential(model[0], nn.Identity(), model[2])
 
 
 def _descend(model, data, weight_decay, steps, lr=0.5):

@@ -72,12 +72,12 @@ def forecast(
     Example:
         >>> from gaugefix import load_task
         >>> from gaugefix.symmetry import Slice
-        >>> index = np.arange(32).reshape(1, 32, 1)
+        >>> index = np.arange(64).reshape(1, 64, 1)
         >>> slices = (Slice("0.weight", 0, index, "write"), Slice("0.bias", 0, index, "write"),
         ...           Slice("2.weight", 1, index, "read"))
-        >>> found = forecast(load_task("digits-mlp"), [Units("0", 32, 1, slices, "relu")])
+        >>> found = forecast(load_task("digits-mlp"), [Units("0", 64, 1, slices, "relu")])
         >>> found.classes[0].alive, found.classes[0].verdict
-        (32, 'not stationary')
+        (64, 'not stationary')
     """
     settled = settle(exact_copy(task), steps=settle_steps, max_samples=max_samples, seed=seed)
     copy = settled.task

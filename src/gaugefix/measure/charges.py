@@ -142,10 +142,10 @@ def check_charge_law(
     Example:
         >>> from gaugefix import load_task
         >>> from gaugefix.symmetry import Slice
-        >>> index = np.arange(32).reshape(1, 32, 1)
+        >>> index = np.arange(64).reshape(1, 64, 1)
         >>> slices = (Slice("0.weight", 0, index, "write"), Slice("0.bias", 0, index, "write"),
         ...           Slice("2.weight", 1, index, "read"))
-        >>> report = check_charge_law(load_task("digits-mlp"), [Units("0", 32, 1, slices, "relu")])
+        >>> report = check_charge_law(load_task("digits-mlp"), [Units("0", 64, 1, slices, "relu")])
         >>> report.law[0].error < 1e-12
         True
     """

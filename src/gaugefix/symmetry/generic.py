@@ -14,7 +14,7 @@ from gaugefix.symmetry.units import Params
 
 #: limits up to which dimensions are counted numerically
 MAX_GENERATORS = 256
-MAX_ENTRIES = 10_000_000
+MAX_ENTRIES = 1_000_000
 
 
 def generic_parameters(shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> dict[str, Tensor]:
