@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import ROOT, Row
 
-LIMIT = 60  # seconds for another tool on one small model
+LIMIT = 45  # seconds for another tool on one small model
 DEPTHS = (2, 4, 8, 16, 32, 64)
 REPEATS = 3
 
