@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import ROOT, Row
 
-LIMIT = 60  # seconds for another tool on one small model
+LIMIT = 45  # seconds for another tool on one small model
 DEPTHS = (2, 4, 8, 16, 32, 64)
 REPEATS = 3
 
@@ -147,6 +147,7 @@ def _measure_gaugefix(name: str) -> dict[str, Any]:
 
 def _measure_torch_pruning(name: str) -> dict[str, Any]:
     import torch_pruning  # type: ignore[import-not-found]
+    from transformers.pytorch_utils import Conv1D
 
     model, example = MODELS[name]()
     start = time.perf_counter()
@@ -155,7 +156,7 @@ def _measure_torch_pruning(name: str) -> dict[str, Any]:
         example_inputs=example,
         output_transform=lambda out: (out.logits if hasattr(out, "logits") else out).sum(),
     )
-    groups = list(graph.get_all_groups(root_module_types=[nn.Linear, nn.Conv2d]))
+    groups = list(graph.get_all_groups(root_module_types=[nn.Linear, nn.Conv2d, Conv1D]))
     return {"seconds": time.perf_counter() - start, "note": f"{len(groups)} groups of channels"}
 
 
