@@ -62,7 +62,7 @@ def test_a_decayed_hidden_bias_of_a_relu_layer_counts(mlp, mlp_units, make_task,
 
 @pytest.mark.parametrize("activation", ["identity", "tanh", "relu"])
 def test_the_built_in_network_lives_and_dies_as_its_audit_foretells(activation):
-    """The built-in digits tasks and their linear twin: λ_c from `forecast`, then full-batch descent from their start."""
+    """The built-in digits tasks and their linear twin: λ_c from `forecast`, then full-batch descent."""
 
     def fresh():
         task = load_task("digits-mlp-tanh" if activation == "tanh" else "digits-mlp")
