@@ -331,7 +331,7 @@ def _rotations(flow: Flow, c: AxisClass, names: dict[Axis, str]) -> list[Symmetr
             out.append(
                 MeanMix(
                     f"{name}: mix into the mean", f"T({c.size})", c.size, _places([*stream.writers, *stream.readers]),
-                    False, writers=stream.writers, readers=stream.readers, size=c.size,
+                    False, writers=stream.writers, readers=stream.readers, length=c.size,
                 )
             )  # fmt: skip
     return out

@@ -12,7 +12,35 @@ from gaugefix.symmetry.units import Params, Slice
 
 
 @dataclass(frozen=True, eq=False)
-class MeanShift(Symmetry):
+class VectorSymmetry(Symmetry):
+    """A group whose elements are vectors, the identity zero, acting to first order linearly.
+
+    Attributes:
+        length: entries of an element.
+    """
+
+    length: int = 0
+
+    @property
+    def n_generators(self) -> int:
+        """One for each entry."""
+        return self.length
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Gaussian entries."""
+        return torch.randn(self.length, generator=generator, dtype=torch.float64)
+
+    def path(self, k: int, t: Tensor) -> Tensor:
+        """The entry k is t."""
+        if not 0 <= k < self.length:
+            raise IndexError(f"{self.name}: generator {k} of {self.length}.")
+        unit = torch.zeros(self.length, dtype=t.dtype)
+        unit[k] = 1
+        return t * unit
+
+
+@dataclass(frozen=True, eq=False)
+class MeanShift(VectorSymmetry):
     """W → W + 1vᵀ for weights that write only into centred normalisations. Elements: v, the other entries of W.
 
     Attributes:
@@ -20,22 +48,6 @@ class MeanShift(Symmetry):
     """
 
     where: Slice | None = None
-    length: int = 0
-
-    @property
-    def n_generators(self) -> int:
-        """The entries of v."""
-        return self.length
-
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """Gaussian v."""
-        return torch.randn(self.length, generator=generator, dtype=torch.float64)
-
-    def path(self, k: int, t: Tensor) -> Tensor:
-        """The entry k of v is t."""
-        if not 0 <= k < self.length:
-            raise IndexError(f"{self.name}: generator {k} of {self.length}.")
-        return t * torch.eye(self.length, dtype=t.dtype)[k]
 
     def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
         """Add the same row to every unit."""
@@ -47,7 +59,7 @@ class MeanShift(Symmetry):
 
 
 @dataclass(frozen=True, eq=False)
-class MeanMix(Symmetry):
+class MeanMix(VectorSymmetry):
     """W → (1 + 1uᵀ)W for the writers of a stream, W → W(1 + 1uᵀ)⁻¹ for its linear readers. Elements: u, ``(d,)``.
 
     The stream changes along the vector of ones only, which its LayerNorms remove and its linear readers undo.
@@ -55,27 +67,14 @@ class MeanMix(Symmetry):
     Attributes:
         writers: slices that are multiplied by 1 + 1uᵀ.
         readers: slices that are multiplied by its inverse transpose.
-        size: d.
     """
 
     writers: tuple[Slice, ...] = ()
     readers: tuple[Slice, ...] = ()
-    size: int = 0
-
-    @property
-    def n_generators(self) -> int:
-        """The entries of u."""
-        return self.size
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """Small Gaussian u, so that the map is invertible."""
-        return 0.3 * torch.randn(self.size, generator=generator, dtype=torch.float64) / self.size
-
-    def path(self, k: int, t: Tensor) -> Tensor:
-        """The entry k of u is t."""
-        if not 0 <= k < self.size:
-            raise IndexError(f"{self.name}: generator {k} of {self.size}.")
-        return t * torch.eye(self.size, dtype=t.dtype)[k]
+        return 0.3 * super().sample(generator) / self.length
 
     def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
         """Multiply every slice."""
@@ -91,35 +90,16 @@ class MeanMix(Symmetry):
 
 
 @dataclass(frozen=True, eq=False)
-class Unread(Symmetry):
+class Unread(VectorSymmetry):
     """W → W + NE with N spanning what the linear readers of W's output cannot see. Elements: E before projection.
 
     Attributes:
         writer: the slice that changes.
         readers: all slices that read it.
-        length: entries of the writer.
     """
 
     writer: Slice | None = None
     readers: tuple[Slice, ...] = ()
-    length: int = 0
-
-    @property
-    def n_generators(self) -> int:
-        """The entries of the writer; their projections span fewer."""
-        return self.length
-
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """Gaussian entries."""
-        return torch.randn(self.length, generator=generator, dtype=torch.float64)
-
-    def path(self, k: int, t: Tensor) -> Tensor:
-        """The entry k is t."""
-        if not 0 <= k < self.length:
-            raise IndexError(f"{self.name}: generator {k} of {self.length}.")
-        unit = torch.zeros(self.length, dtype=t.dtype)
-        unit[k] = 1
-        return t * unit
 
     def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
         """Project on the null space of the readers and add."""
@@ -135,7 +115,7 @@ class Unread(Symmetry):
 
 
 @dataclass(frozen=True, eq=False)
-class NullDirection(Symmetry):
+class NullDirection(VectorSymmetry):
     """Readers of a LayerNorm may change along 1/g, which its output β + g⊙x̂ does not see because Σ x̂ = 0.
 
     W → W + v(1/g)ᵀ and b → b − vΣβ/g for one reader with a bias; without one, all readers together:
@@ -146,24 +126,12 @@ class NullDirection(Symmetry):
     gain: str | None = None
     shift: str | None = None
     reader_bias: str | None = None
-    length: int = 0
     joint: bool = False
-
-    @property
-    def n_generators(self) -> int:
-        """The entries of v or δ."""
-        return self.length
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """Gaussian numbers; small for δ, so that the map is invertible."""
-        z = torch.randn(self.length, generator=generator, dtype=torch.float64)
+        z = super().sample(generator)
         return 0.1 * z / self.length**0.5 if self.joint else z
-
-    def path(self, k: int, t: Tensor) -> Tensor:
-        """The entry k is t."""
-        if not 0 <= k < self.length:
-            raise IndexError(f"{self.name}: generator {k} of {self.length}.")
-        return t * torch.eye(self.length, dtype=t.dtype)[k]
 
     def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
         """Change the readers and take the constant back in a bias."""
