@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gaugefix.symmetry.groups import Rotation, Symmetry
+from gaugefix.symmetry.groups import Diagonal, Permutation, Rotation, Symmetry
 from gaugefix.symmetry.units import Params
 
 #: limits up to which dimensions are counted numerically
@@ -112,6 +112,8 @@ def settle_dims(symmetries: list[Symmetry], shapes: Mapping[str, tuple[int, ...]
     Returns:
         The symmetries with their dimensions, and a note if they could not be settled.
     """
+    if all(isinstance(s, Permutation | Diagonal) for s in symmetries):
+        return symmetries, None  # charges are counted exactly already
     n_generators = sum(s.n_generators for s in symmetries if s.level == "function")
     entries = n_generators * sum(math.prod(shape) for shape in shapes.values())
     if n_generators <= MAX_GENERATORS and entries <= MAX_ENTRIES:
