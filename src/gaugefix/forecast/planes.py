@@ -6,7 +6,7 @@ import numpy as np
 
 from gaugefix.forecast.results import MirrorForecast
 from gaugefix.measure import HessianOperator, exact_copy, o_hessian
-from gaugefix.symmetry import Mirror
+from gaugefix.symmetry import DenseMirror, Mirror
 from gaugefix.task import Task
 from gaugefix.theory import critical_decay, growth_rates
 
@@ -14,7 +14,9 @@ from gaugefix.theory import critical_decay, growth_rates
 _STATIONARY = 0.1
 
 
-def critical_weight_decay(task: Task, mirror: Mirror, *, max_samples: int = 2048, seed: int = 0) -> MirrorForecast:
+def critical_weight_decay(
+    task: Task, mirror: Mirror | DenseMirror, *, max_samples: int = 2048, seed: int = 0
+) -> MirrorForecast:
     """Weight decay above which a mirror plane is locally stable, λ_c = max(0, −λ_min(H_O)) (arXiv 2309.16932).
 
     The theorem is about the stationary point of the penalised loss on the plane. The block is taken at the projection

@@ -16,7 +16,7 @@ from gaugefix.errors import MeasurementError
 from gaugefix.measure.classes import exact_copy
 from gaugefix.measure.perexample import LossModule, trainable
 from gaugefix.measure.records import Record
-from gaugefix.symmetry import Mirror
+from gaugefix.symmetry import DenseMirror, Mirror
 from gaugefix.task import Task
 
 _DENSE_LIMIT = 500
@@ -155,7 +155,7 @@ def hvp(task: Task, vector: Mapping[str, Tensor], *, max_samples: int = 2048, se
 
 def o_hessian(
     task: Task,
-    mirror: Mirror,
+    mirror: Mirror | DenseMirror,
     *,
     operator: HessianOperator | None = None,
     n_lowest: int = 6,

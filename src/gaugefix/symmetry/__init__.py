@@ -1,5 +1,7 @@
 """FIND: the symmetries of a module, from its structure alone."""
 
+from gaugefix.symmetry.dense_mirror import DenseMirror as DenseMirror
+from gaugefix.symmetry.dense_mirror import mirror_from_matrix as mirror_from_matrix
 from gaugefix.symmetry.find import find_symmetries as find_symmetries
 from gaugefix.symmetry.groups import Symmetry as Symmetry
 from gaugefix.symmetry.lowering import Lowering as Lowering
