@@ -1,0 +1,140 @@
+"""Convolutional networks: groups and flat dimension written down, checked, and complete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gaugefix.symmetry import find_symmetries
+from gaugefix.testing import flat_directions
+
+
+class Basic(nn.Module):
+    """The basic block of a ResNet, on leaky ReLU so that no unit is dead."""
+
+    def __init__(self, c: int, out: int, stride: int = 1) -> None:
+        super().__init__()
+        self.c1, self.b1 = nn.Conv2d(c, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out)
+        self.c2, self.b2 = nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out)
+        self.skip: nn.Module = nn.Identity()
+        if stride > 1 or out != c:
+            self.skip = nn.Sequential(nn.Conv2d(c, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b2(self.c2(F.leaky_relu(self.b1(self.c1(x)))))
+        return F.leaky_relu(y + self.skip(x))
+
+
+class Dense(nn.Module):
+    """Two layers of a DenseNet and a small U-Net step: everything is concatenated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(2, 3, 1), nn.Conv2d(5, 2, 3, padding=1), nn.Conv2d(7, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([x, F.leaky_relu(self.a(x))], dim=1)
+        x = torch.cat([x, F.leaky_relu(self.b(x))], dim=1)
+        return F.leaky_relu(self.c(x)).flatten(1)
+
+
+class UNet(nn.Module):
+    """Down, up by a transposed convolution, concatenated skip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.down = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 3, 2, stride=2)
+        self.up, self.head = nn.ConvTranspose2d(3, 2, 2, stride=2), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = F.leaky_relu(self.enter(x))
+        deep = F.leaky_relu(self.up(F.leaky_relu(self.down(skip))))
+        return self.head(torch.cat([skip, deep], dim=1))
+
+
+def resnet(w: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, w, 3, 1, 1, bias=False), nn.BatchNorm2d(w), nn.LeakyReLU(), Basic(w, w), Basic(w, 2 * w, 2),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * w, 3),
+    )  # fmt: skip
+
+
+def stack(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(*layers)
+
+
+LEAKY = nn.LeakyReLU()
+
+# name -> (make, shape of the input, flat dimension, groups that must be there)
+CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, set[str]]] = {
+    "plain": (lambda: stack(nn.Conv2d(2, 4, 3), nn.LeakyReLU(), nn.Conv2d(4, 2, 3)), (3, 2, 6, 6), 4, {"S_4", "R+^4"}),
+    "strided": (
+        lambda: stack(nn.Conv2d(2, 4, 3, 2), nn.LeakyReLU(), nn.Conv2d(4, 2, 2)), (3, 2, 7, 7), 4, {"S_4", "R+^4"},
+    ),
+    "tanh": (lambda: stack(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Conv2d(4, 2, 3)), (3, 2, 6, 6), 0, {"S_4", "Z_2^4"}),
+    "linear, no padding": (
+        lambda: stack(nn.Conv2d(2, 3, 2), nn.Conv2d(3, 4, 2)), (3, 2, 6, 6), 12, {"GL(3)", "T(3)"},
+    ),
+    "linear, zero padding": (
+        lambda: stack(nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1)), (3, 2, 6, 6), 9, {"GL(3)"},
+    ),
+    "grouped": (
+        lambda: stack(nn.Conv2d(2, 4, 2), LEAKY, nn.Conv2d(4, 6, 2, groups=2), LEAKY, nn.Conv2d(6, 2, 1)),
+        (3, 2, 5, 5), 10, {"(S_2)^2", "S_2", "(S_3)^2"},
+    ),
+    "depthwise": (
+        lambda: stack(nn.Conv2d(2, 4, 1), LEAKY, nn.Conv2d(4, 4, 3, groups=4), LEAKY, nn.Conv2d(4, 2, 1)),
+        (3, 2, 6, 6), 8, {"S_4", "R+^4"},
+    ),
+    "transposed": (
+        lambda: stack(nn.ConvTranspose2d(2, 4, 2, 2), LEAKY, nn.Conv2d(4, 2, 2)), (3, 2, 4, 4), 4, {"S_4", "R+^4"},
+    ),
+    "pooled": (
+        lambda: stack(nn.Conv2d(2, 4, 2), nn.MaxPool2d(2), LEAKY, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(4, 3)),
+        (3, 2, 5, 5), 4, {"S_4", "R+^4"},
+    ),
+    "flattened": (
+        lambda: stack(nn.Conv2d(1, 3, 2), LEAKY, nn.Flatten(), nn.Linear(12, 2)), (3, 1, 3, 3), 3, {"S_3", "R+^3"},
+    ),
+    "group norm": (
+        lambda: stack(nn.Conv2d(2, 4, 2), nn.GroupNorm(2, 4), nn.LeakyReLU(), nn.Conv2d(4, 2, 1)),
+        (3, 2, 5, 5), 8, {"(S_2)^2", "S_2", "R+^4"},
+    ),
+    "ResNet with BatchNorm, width 2": (lambda: resnet(2), (4, 1, 6, 6), 34, {"S_2", "S_4", "Z_2^2", "Z_2^4", "T(4)"}),
+    "DenseNet": (Dense, (3, 2, 4, 4), 5, {"S_3", "S_2", "R+^3", "R+^2"}),
+    "U-Net": (UNet, (3, 1, 4, 4), 7, {"S_2", "S_3", "R+^2", "R+^3"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_convolutional_networks(name: str) -> None:
+    make, shape, flat, groups = CASES[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = make()
+    args = (torch.randn(shape, generator=torch.Generator().manual_seed(0)),)
+    found = find_symmetries(model, args, verify=True)
+    assert found.rejected == ()
+    assert found.opaque == ()
+    assert groups <= {s.group for s in found}
+    assert found.flat_dim == flat
+    assert min(flat_directions(model, args, seed=s).flat for s in range(3)) == flat
+
+
+def test_recurrent_cells_are_opaque_and_pin_what_touches_them() -> None:
+    class Cell(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.cell, self.head = nn.Linear(3, 4), nn.GRUCell(4, 5), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.cell(torch.tanh(self.enter(x))))
+
+    found = find_symmetries(Cell(), (torch.randn(3, 3),))
+    assert [o.op for o in found.opaque] == ["gru_cell"]
+    assert found.rejected == ()
+    assert list(found) == []
