@@ -77,7 +77,9 @@ class TestAudit:
         assert (unit.dead, unit.duplicates, unit.distinct) == ((2,), ((1, 4),), 4)
         advice = next(a for a in found.advice if a.where == "0" and a.severity == "act")
         assert advice.finding == "2 of 6 units in layer 0 add nothing: 1 dead and 1 copy of others."
-        assert "a layer of 4 computes the same function with 20 fewer parameters" in advice.action  # 2 x (5 + 1 + 4)
+        assert (
+            "a layer of 4 computes the same function to that accuracy with 20 fewer parameters" in advice.action
+        )  # 2 x (5 + 1 + 4)
 
     def test_the_advised_layer_does_compute_the_same_function(self) -> None:
         """The claim of the advice, done by hand: drop the dead unit, merge the copy."""
@@ -282,7 +284,7 @@ class TestAdvice:
     def test_redundant_units_cost_parameters(self) -> None:
         advice = only(collapse_of(dead=(3,), duplicates=((0, 2),), distinct=2))
         assert advice.severity == "act"
-        assert "a layer of 2 computes the same function with 20 fewer parameters" in advice.action
+        assert "a layer of 2 computes the same function to that accuracy with 20 fewer parameters" in advice.action
 
     def test_a_wholly_dead_layer_gets_its_critical_weight_decay(self) -> None:
         report = collapse_of(norms=np.zeros(4), dead=(0, 1, 2, 3), distinct=0, verdict="collapsed")

@@ -118,7 +118,7 @@ def _redundant(unit: UnitCollapse, owned: int, item: ClassForecast | None) -> It
         unit.name,
         f"{total - distinct} of {total} units in layer {unit.name} add nothing: {' and '.join(parts)}.",
         evidence + ".",
-        f"Use {distinct} units here: a layer of {distinct} computes the same function"
+        f"Use {distinct} units here: a layer of {distinct} computes the same function to that accuracy"
         + (f" with {(total - distinct) * owned:,} fewer parameters." if owned else "."),
     )
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -68,3 +71,16 @@ def headline(data: Mapping[str, Any]) -> str:
         return f"All {total} hidden units do work of their own."
     parts = [f"{dead} dead"] * (dead > 0) + [f"{copies} {'copies' if copies > 1 else 'copy'} of others"] * (copies > 0)
     return f"{dead + copies} of {total} hidden units add nothing: {' and '.join(parts)}."
+
+
+def template_environment() -> Environment:
+    """The Jinja2 environment of every page: names that came from a model are escaped, a missing one is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("gaugefix.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

@@ -10,7 +10,7 @@ from importlib import resources
 from typing import Any
 
 from gaugefix.report.figures import figures
-from gaugefix.report.format import facts, headline, number
+from gaugefix.report.format import facts, headline, number, template_environment
 from gaugefix.report.units import MEANING, STATES, unit_states
 
 #: More units than this are summed up in words; the picture would say nothing.
@@ -29,17 +29,10 @@ def html_page(data: Mapping[str, Any]) -> str:
     Returns:
         HTML, about 5 MB.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    environment = Environment(
-        loader=PackageLoader("gaugefix.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = template_environment()
     environment.filters["number"] = number
     environment.filters["group"] = group_html
     scripts = [get_plotlyjs(), _text("report.js")]

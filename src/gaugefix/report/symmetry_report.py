@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gaugefix.report.blocks import fold_blocks
+from gaugefix.report.format import template_environment
 from gaugefix.report.html_page import group_html
 from gaugefix.symmetry import Symmetries
 from gaugefix.testing import Completeness
@@ -128,18 +129,11 @@ def symmetry_page(data: Mapping[str, Any]) -> str:
     Returns:
         HTML.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     from gaugefix import __version__
 
-    environment = Environment(
-        loader=PackageLoader("gaugefix.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = template_environment()
     environment.filters["group"] = group_html
     style = resources.files("gaugefix.report").joinpath("templates", "report.css").read_text(encoding="utf-8")
     return environment.get_template("symmetries.html.j2").render(
