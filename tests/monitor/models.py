@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
 
 def mlp(widths: tuple[int, ...] = (5, 8, 3), activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in pairwise(widths):
         layers += [nn.Linear(a, b), activation()]
     return nn.Sequential(*layers[:-1])
 
@@ -40,7 +41,9 @@ class Attention(nn.Module):
         return self.head(x + self.out(mixed)).mean(1)
 
 
-def batches(n: int, shape: tuple[int, ...] = (16, 5), seed: int = 1, dtype: torch.dtype = torch.float64) -> Iterator[Any]:
+def batches(
+    n: int, shape: tuple[int, ...] = (16, 5), seed: int = 1, dtype: torch.dtype = torch.float64
+) -> Iterator[Any]:
     """Inputs and labels of 3 classes."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(n):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
+from tests.monitor.models import Attention, batches, found, seeded
 from torch import distributed
 from torch.nn import functional as F
 
-from gaugefix import Monitor
+from gaugefix import Monitor, Symmetries
 from gaugefix.monitor import JsonlSink, read_log
-from tests.monitor.models import Attention, batches, found, seeded
 
 pytestmark = [
     pytest.mark.distributed,
@@ -25,26 +27,32 @@ STEPS, PROCESSES = 6, 2
 KINDS = ("ddp", "fsdp")
 
 
+@functools.cache
+def symmetries() -> Symmetries:
+    return found(model(), 3, 8)
+
+
+def model() -> Attention:
+    return cast(Attention, seeded(lambda: Attention(8, 2)).double())
+
+
 def train(kind: str, log: Path, rank: int, count: int) -> Monitor:
     """Six steps of SGD with momentum, each process on its part of every batch."""
-    model = seeded(lambda: Attention(8, 2)).double()
-    symmetries = found(model, 3, 8)
+    net = model()
     if kind == "ddp":
-        wrapped: torch.nn.Module = torch.nn.parallel.DistributedDataParallel(model)
+        wrapped: torch.nn.Module = torch.nn.parallel.DistributedDataParallel(net)
     elif kind == "fsdp":
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh("cpu", (count,))
-        for layer in (model.qkv, model.out, model.head):
+        for layer in (net.qkv, net.out, net.head):
             fully_shard(layer, mesh=mesh)
-        wrapped = fully_shard(model, mesh=mesh)
+        wrapped = fully_shard(net, mesh=mesh)
     else:
-        wrapped = model
+        wrapped = net
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
-    monitor = Monitor(
-        wrapped, symmetries, optimizer=optimizer, every=2, dear=1, level="full", sinks=[JsonlSink(log)]
-    )
+    monitor = Monitor(wrapped, symmetries(), optimizer=optimizer, every=2, dear=1, level="full", sinks=[JsonlSink(log)])
     for x, y in batches(STEPS, (8, 3, 8)):
         optimizer.zero_grad()
         F.cross_entropy(wrapped(x.chunk(count)[rank]), y.chunk(count)[rank]).backward()

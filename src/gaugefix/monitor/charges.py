@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gaugefix.monitor.device import Optimizers, Params
 from gaugefix.monitor.events import Event, switch
-from gaugefix.monitor.law import VIOLATED, Booked, SGDSettings, Sums, book, check, identity_error, sgd_settings
+from gaugefix.monitor.law import FROZEN, VIOLATED, Booked, SGDSettings, Sums, book, check, identity_error, sgd_settings
 from gaugefix.monitor.quantities import Table, imbalance
 from gaugefix.monitor.state import State
 from gaugefix.monitor.watched import WatchedCharge
@@ -68,9 +68,9 @@ class ChargeWatch:
         row: dict[str, float] = {}
         events: list[Event] = []
         for charge in self._charges:
-            known = fine and all(grads[p] is not None for p in charge.params)
-            numbers, seen = self._numbers(step, charge, table, previous, state, known)
             settings = self._settings(charge, params, grads, optimizers, clipped_later)
+            known = fine and settings != FROZEN and all(grads[p] is not None for p in charge.params)
+            numbers, seen = self._numbers(step, charge, table, previous, state, known)
             if isinstance(settings, SGDSettings) and fine:
                 state.booked[charge.name] = book(*table.sides(charge), settings, self._resolution(charge, params))
             row |= {f"{charge.name}/{k}": v for k, v in numbers.items()}
@@ -100,22 +100,16 @@ class ChargeWatch:
         name = charge.name
         numbers = {"imbalance": imbalance(charge, table)}
         events = self._balance(step, charge, numbers["imbalance"], state)
-        checks: list[tuple[str, float, str]] = []
+        checks: list[tuple[float, str]] = []
         if known:
             numbers["gradient_imbalance"] = imbalance(charge, table, "gg")
             numbers["identity_error"] = identity_error(*table.sides(charge))
-            checks.append(("identity", numbers["identity_error"], _UNEVEN))
+            checks.append((numbers["identity_error"], _UNEVEN))
         if name in previous:
             booked, plus, minus = previous[name]
             numbers["law_error"], sides = check(booked, plus, minus)
-            if state.flags.get(f"identity/{name}", True) and numbers.get("identity_error", 0.0) <= VIOLATED:
-                checks += [("sides", sides, _NOT_SEEN), ("law", numbers["law_error"], _LAW)]  # one cause, one event
-        for what, value, reason in checks:
-            event = self._verdict(step, charge, what, value, reason, state)
-            events += event
-            if event and event[0].kind == "charge law violated":
-                break
-        return numbers, events
+            checks += [(sides, _NOT_SEEN), (numbers["law_error"], _LAW)]
+        return numbers, events + self._verdict(step, charge, checks, state)
 
     def _balance(self, step: int, charge: WatchedCharge, value: float, state: State) -> list[Event]:
         def say(on: bool) -> str:
@@ -130,14 +124,18 @@ class ChargeWatch:
         return events
 
     def _verdict(
-        self, step: int, charge: WatchedCharge, what: str, value: float, reason: str, state: State
+        self, step: int, charge: WatchedCharge, checks: Sequence[tuple[float, str]], state: State
     ) -> list[Event]:
+        """One state for all checks of a charge; the first one that fails names the cause."""
+        value = max((v for v, _ in checks), default=float("nan"))
+        reason = next((reason for v, reason in checks if v > VIOLATED), "")
+
         def say(on: bool) -> str:
             if on:
                 return f"the charge law of {charge.title} holds again."
             return f"charge law of {charge.title} violated ({value:.2g} of its terms): {reason}."
 
-        key = f"{what}/{charge.name}"
+        key = f"law/{charge.name}"
         state.flags[key], events = switch(
             state.flags.get(key, True), value, low=VIOLATED / 2, high=VIOLATED, step=step, where=charge.name,
             kinds=("charge law restored", "charge law violated"), say=say,
@@ -152,7 +150,7 @@ class ChargeWatch:
         if clipped_later:
             settings: SGDSettings | str = "gradients are clipped after the monitor has read them"
         elif any(grads[p] is None for p in charge.params):
-            settings = "a parameter is frozen or has no gradient"
+            settings = FROZEN
         else:
             settings = sgd_settings(optimizers, [params[p] for p in charge.params])
         if isinstance(settings, str):

@@ -23,6 +23,8 @@ from gaugefix.theory import predict_charge_step, predict_momentum_charge_step
 
 #: relative errors above this are violations
 VIOLATED = 0.1
+#: why there is neither law nor identity: gradients that nobody clears, or none at all
+FROZEN = "a parameter is frozen or belongs to another optimizer"
 #: the identity is held against its parts plus this share of their largest possible size, which covers bfloat16
 _NOISE = 1e-2
 
@@ -80,7 +82,7 @@ def sgd_settings(optimizers: Sequence[torch.optim.Optimizer], params: Sequence[t
     if not optimizers:
         return "no optimizer was given"
     if len(found) < len(params):
-        return "a parameter is frozen or belongs to another optimizer"
+        return FROZEN
     kinds = {type(o).__name__ for o, _ in found if type(o) is not torch.optim.SGD}
     if kinds:
         return f"the law holds for SGD, the optimizer is {', '.join(sorted(kinds))}"
