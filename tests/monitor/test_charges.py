@@ -156,7 +156,7 @@ def test_where_there_is_no_law_it_says_so(make: Callable[[nn.Module], torch.opti
     rows = run(model, optimizer, monitor, batches(6))
     assert errors(rows) == []
     if "frozen" not in reason:  # the identity of the symmetry holds under any optimizer
-        assert 0 < len(errors(rows, "identity_error"))
+        assert len(errors(rows, "identity_error")) > 0
     assert max(errors(rows, "identity_error"), default=0.0) < 1e-12
     assert any(reason in line for line in monitor.skipped)
     assert [e for e in monitor.events if "law" in e.kind] == []
