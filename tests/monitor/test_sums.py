@@ -12,7 +12,6 @@ from gaugefix.monitor.sums import Slot, UnitSums
 from gaugefix.monitor.watched import watch
 from gaugefix.symmetry import find_symmetries
 
-
 #: blocks, fibers, parts of fused and of stacked weights; the others of the zoo repeat them
 CHOSEN = {
     "mlp-relu", "residual-open-rms", "einsum", "dense-leaky", "mixture-stacked", "attention-chunk-matmul-bias",

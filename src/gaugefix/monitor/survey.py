@@ -155,8 +155,9 @@ class Survey:
                 numbers, seen = self._class(step, w, table, state)
                 row |= {f"{w.units.name}/{k}": v for k, v in numbers.items()}
                 events += seen
-            row["units/live"] = sum(row[f"{w.units.name}/live"] for w in self.watched.classes)
-            row["units/all"] = float(sum(len(w.units) for w in self.watched.classes))
+            if self.watched.classes:
+                row["units/live"] = sum(row[f"{w.units.name}/live"] for w in self.watched.classes)
+                row["units/all"] = float(sum(len(w.units) for w in self.watched.classes))
             numbers, seen = self._charges.look(
                 step, table, got["after"], params, grads, optimizers, state, clipped_later
             )
