@@ -99,21 +99,29 @@ class TestRuns:
         died = [i for e in monitor.events if e.kind == "unit died" for i in e.units]
         assert len(died) == len(set(died)) == 16 - rows[-1]["0/live"] > 0
 
-    def test_weight_decay_makes_units_fall_onto_their_mirror(self) -> None:
-        """With little to learn and strong decay tanh units become equal, in pairs that nobody chose."""
+    def test_units_fall_onto_a_mirror_and_leave_it(self) -> None:
+        """A saddle that training passes: two tanh units nobody chose become equal, stay so, and part again."""
         model = seeded(lambda: mlp((5, 6, 3), nn.Tanh)).double()
         symmetries = found(model, 5)
+        (hidden,) = symmetries.units
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0, weight_decay=0.06)
         monitor = Monitor(model, symmetries, every=10, dear=1)
-        rows = run(model, optimizer, monitor, list(batches(1, (96, 5))) * 900)
-        pair = next(e.units for e in monitor.events if e.kind == "mirror restored")
-        assert rows[0]["0/mirror_distance"] > 0.05
-        (hidden,) = symmetries.units
-        both = hidden.rows({n: p.detach() for n, p in model.named_parameters()})[list(pair)]
-        signs = [(both[0] - s * both[1]).norm() for s in (1, -1)]
-        assert min(signs) / (2**0.5 * both.norm()) < TOLERANCE
-        assert rows[-1]["0/mirror_distance"] < TOLERANCE
-        assert rows[-1]["0/distinct"] < 6
+        distances: list[float] = []
+
+        def measure() -> None:
+            """The distance of the pair to its mirror, over both signs, at the step of every new event."""
+            if len(monitor.events) > len(distances):
+                pair = list(monitor.events[0].units)
+                both = hidden.rows({n: p.detach() for n, p in model.named_parameters()})[pair]
+                gap = min((both[0] - s * both[1]).norm() for s in (1, -1))
+                distances.append(float(gap / (2**0.5 * both.norm())))
+
+        run(model, optimizer, monitor, list(batches(1, (96, 5))) * 800, after=measure)
+        assert [e.kind for e in monitor.events] == ["mirror restored", "mirror broken"]
+        assert monitor.events[0].units == monitor.events[1].units
+        assert distances[0] < TOLERANCE
+        assert distances[1] > 2 * TOLERANCE
+        assert distances == pytest.approx([e.value for e in monitor.events], abs=1e-4)
 
     def test_weight_decay_takes_the_rank_of_a_linear_pair(self) -> None:
         """A linear network with decay keeps the directions of the target, of rank 2, and loses the other two."""
