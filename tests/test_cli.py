@@ -293,7 +293,7 @@ class TestOtherCommands:
             with (folder / "run.jsonl").open("a") as file:
                 file.write(json.dumps({"type": "summary", "advice": [advice]}) + "\n")
 
-        monkeypatch.setattr("gaugefix.report.run_view.time.sleep", sleep)
+        monkeypatch.setattr("gaugefix.report.run_console.time.sleep", sleep)
         assert run("watch", "run.jsonl", "--seconds", "0.5", "--strict", monkeypatch=monkeypatch) == code
         assert "→ A." in capsys.readouterr().out
 

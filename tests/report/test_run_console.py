@@ -11,7 +11,7 @@ from rich.console import Console
 
 from gaugefix.monitor import Event, MonitorLog
 from gaugefix.report import events_figure, run_view
-from gaugefix.report.run_view import sparkline
+from gaugefix.report.run_console import sparkline
 
 HOSTILE = "<script>alert(1)</script>[red]"
 
