@@ -222,7 +222,8 @@ class _Frames:
         own = [s for s in self.regions[main[0]].slots if p.gain is None or s[0][0] is not p.gain[0]]
         even = [s for root in self.regions if root in tied and root != main[0] for s in self.regions[root].slots]
         orthogonal = reads or not any(centred)
-        if main[0] in self.flow.classes.parity.odd and not orthogonal:
+        turned = {p.source[1] for p in self.regions[main[0]].entering if p.source[0] == main[0]}
+        if not orthogonal and (main[0] in self.flow.classes.parity.odd or turned - {main[1]}):
             return None
         return Side(
             self._slices([s for s in own if s[2] == main[1]]), self._slices([s for s in own if s[2] != main[1]]),
