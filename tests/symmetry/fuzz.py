@@ -17,10 +17,12 @@ from tests.symmetry.architectures import Plan, build, random_plan, shrink
 from gaugefix.symmetry import find_symmetries
 from gaugefix.symmetry.generic import generator_dims
 from gaugefix.symmetry.verify import random_parameters
-from gaugefix.testing import flat_directions
+from gaugefix.testing import explain_hidden, flat_directions
 
 #: points at which flat directions are counted until the count meets the claim; the smallest counts
 SEEDS = 6
+#: further points at which a miss is looked at
+POINTS = 12
 
 
 @dataclass(frozen=True)
@@ -28,20 +30,22 @@ class Outcome:
     """What a search made of one plan.
 
     Attributes:
-        verdict: "complete", "miss", "false" (a claim that does not hold), "error" (the search failed) or "unclear"
-            (no clean gap in the spectrum).
+        verdict: "complete", "explained" (a miss of which every direction has a measured cause), "miss", "false" (a
+            claim that does not hold), "error" (the search failed) or "unclear" (no clean gap in the spectrum).
         claimed: continuous directions claimed.
         measured: smallest P − rank J over the seeds tried.
         detail: what is wrong, for people.
+        causes: of what is missing, with the number of directions.
     """
 
     verdict: str
     claimed: int = 0
     measured: int = 0
     detail: str = ""
+    causes: tuple[tuple[str, int], ...] = ()
 
 
-def examine(plan: Plan, *, seeds: int = SEEDS) -> Outcome:
+def examine(plan: Plan, *, seeds: int = SEEDS, explain: bool = False) -> Outcome:
     """Search one plan and count its flat directions.
 
     Directions that exist at some points only (units that are dead or always on) are left out by taking the smallest
@@ -50,6 +54,7 @@ def examine(plan: Plan, *, seeds: int = SEEDS) -> Outcome:
     Args:
         plan: what to build.
         seeds: largest number of points.
+        explain: look for the causes of what is missing.
 
     Returns:
         The outcome.
@@ -80,15 +85,32 @@ def examine(plan: Plan, *, seeds: int = SEEDS) -> Outcome:
         return Outcome("false", found.flat_dim, best, "; ".join(wrong) or "more directions claimed than there are")
     if best > found.flat_dim:
         opaque = ", ".join(f"{o.op}: {o.reason}" for o in found.opaque)
-        return Outcome("miss", found.flat_dim, best, opaque or "; ".join(found.skipped))
+        detail = opaque or "; ".join(found.skipped)
+        if not explain:
+            return Outcome("miss", found.flat_dim, best, detail)
+        why = explain_hidden(found, model, args, points=POINTS, seed=seeds)
+        best = min(best, found.flat_dim + why.hidden) if why.points else best
+        causes = tuple((c.kind, c.count) for c in why.causes)
+        if best == found.flat_dim:
+            return Outcome("complete", found.flat_dim, best, detail)
+        return Outcome("explained" if why.explained else "miss", found.flat_dim, best, detail, causes)
     assert clean
     return Outcome("complete", found.flat_dim, best)
 
 
 def completeness(counts: Counter[str]) -> float | None:
-    """Share of searches that explain every flat direction, among those that ran and claimed nothing false."""
-    judged = counts["complete"] + counts["miss"]
-    return counts["complete"] / judged if judged else None
+    """Share of searches that find every flat direction, among those that ran and claimed nothing false."""
+    return _share(counts, "complete")
+
+
+def _share(counts: Counter[str], *good: str) -> float | None:
+    judged = counts["complete"] + counts["explained"] + counts["miss"]
+    return sum(counts[g] for g in good) / judged if judged else None
+
+
+def _fails_alike(plan: Plan, verdict: str) -> bool:
+    outcome = examine(plan, seeds=SEEDS).verdict
+    return outcome == verdict or (verdict == "explained" and outcome == "miss")
 
 
 def run(
@@ -108,19 +130,30 @@ def run(
     """
     counts: Counter[str] = Counter()
     narrow: Counter[str] = Counter()
+    causes: Counter[str] = Counter()
+    directions: Counter[str] = Counter()
     failures: list[dict[str, object]] = []
     begin = time.monotonic()
     summary: dict[str, object] = {}
     for seed in range(start, start + n):
         plan = random_plan(seed)
-        outcome = examine(plan)
+        outcome = examine(plan, explain=True)
+        if outcome.verdict in {"miss", "explained"}:
+            for kind, count in outcome.causes or (("unknown", outcome.measured - outcome.claimed),):
+                causes[kind] += 1
+                directions[kind] += count
         counts[outcome.verdict] += 1
         narrow[outcome.verdict] += plan.narrow
-        if outcome.verdict in {"miss", "false", "error"}:
+        if outcome.verdict in {"miss", "explained", "false", "error"}:
             small = plan
             if minimise:
-                small = shrink(plan, lambda p, v=outcome.verdict: examine(p, seeds=SEEDS).verdict == v)
-            failures.append({"seed": seed, **asdict(outcome), "plan": str(small), "shrunk": asdict(examine(small))})
+                small = shrink(plan, lambda p, v=outcome.verdict: _fails_alike(p, v))
+            failures.append({
+                "seed": seed,
+                **asdict(outcome),
+                "plan": str(small),
+                "shrunk": asdict(examine(small)) if minimise else None,
+            })
         if (seed - start) % 200 == 199 or seed == start + n - 1 or time.monotonic() - begin > budget:
             summary = {
                 "first_seed": start,
@@ -129,6 +162,8 @@ def run(
                 "false_claims": counts["false"],
                 "completeness": completeness(counts - narrow),
                 "completeness_narrow": completeness(narrow),
+                "explained_or_complete": _share(counts, "complete", "explained"),
+                "causes": {k: {"plans": causes[k], "directions": directions[k]} for k in causes},
                 "torch": torch.__version__,
                 "failures": failures,
             }
@@ -157,7 +192,7 @@ def main() -> None:
     summary = run(options.start, options.n, minimise=not options.no_shrink, out=options.out, budget=options.budget)
     print(json.dumps({k: v for k, v in summary.items() if k != "failures"}, indent=1))
     for failure in summary["failures"] if isinstance(summary["failures"], list) else []:
-        print(failure["verdict"], failure["seed"], failure["claimed"], failure["measured"], failure["detail"])
+        print(*(failure[k] for k in ("verdict", "seed", "claimed", "measured", "detail", "causes")))
         print("   ", failure["plan"])
 
 

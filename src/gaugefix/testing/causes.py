@@ -257,7 +257,7 @@ class _Tangents:
         """Rank by rank: what each test explains of what the ones before left."""
         still_in = _kernel([t.flatten(1) for t in self.inputs.values()], self.hidden)
         still_out = _kernel([t.flatten(1) for t in self.outputs.values()], self.hidden)
-        seen = {n: t for n, t in self.outputs.items() if not self._only_normalised(n)}  # else its size is not seen
+        seen = {n: t for n, t in self.outputs.items() if not self._only_size(n)}
         affine = _kernel([self._residual(n, t).flatten(1) for n, t in seen.items()], self.hidden)
         out = []
         if len(still_in):
@@ -274,15 +274,13 @@ class _Tangents:
             out.append(Cause("unknown", rest, (), self._parameters(self.hidden)))
         return out
 
-    def _only_normalised(self, node: fx.Node) -> bool:
-        """Whether everything that reads a node is a normalisation, after products with parameters."""
-        readers = list(node.users)
-        for reader in readers:
-            name = op_name(reader.target) if callable(reader.target) else ""
-            if "norm" in name or (name in {"mul", "view", "reshape", "to"} and self._only_normalised(reader)):
-                continue
-            return False
-        return bool(readers)
+    def _only_size(self, node: fx.Node) -> bool:
+        """Whether a node is a step of a norm that is written out, or only normalised further on: its size is free."""
+        if op_name(node.target) in {"pow", "rsqrt", "sqrt", "reciprocal"}:  # type: ignore[arg-type]
+            return True
+        readers = [(r, op_name(r.target) if callable(r.target) else "") for r in node.users]
+        onward = {"mul", "view", "reshape", "to"}
+        return bool(readers) and all("norm" in n or (n in onward and self._only_size(r)) for r, n in readers)
 
     def _residual(self, node: fx.Node, tangent: Tensor) -> Tensor:
         """What of a tangent is no affine function of the value."""
@@ -352,11 +350,14 @@ class _Keeper(fx.Interpreter):
 
 
 def _features(value: Tensor) -> Tensor:
-    """Samples in rows, features in columns: the last dimension, or the channels of an image."""
+    """Samples in rows, features in columns: the last dimension, with the heads; or the channels of an image."""
     if value.ndim < 2:
         return value.reshape(-1, 1)
-    at = 1 if value.ndim == 4 and value.shape[-1] == value.shape[-2] else value.ndim - 1
-    return value.movedim(at, -1).reshape(-1, value.shape[at])
+    if value.ndim == 4 and value.shape[-1] == value.shape[-2]:
+        return value.movedim(1, -1).reshape(-1, value.shape[1])
+    if value.ndim == 4:
+        return value.movedim(1, 2).flatten(2).flatten(0, 1)
+    return value.reshape(-1, value.shape[-1])
 
 
 def _kernel(maps: list[Tensor], hidden: Tensor) -> Tensor:
