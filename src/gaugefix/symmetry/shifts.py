@@ -187,9 +187,9 @@ class ShiftFlow:
         names, target = joint.slot_names(i), {name: slot for slot, name in joint.slot_names(0).items()}
         return {
             source: Arrival(
-                a.how,
+                a.how if a.slots <= names.keys() else "wild",  # data choose among numbers that differ
                 a.coefficient * factor,
-                frozenset(target[names[s]] for s in a.slots if names[s] in target),
+                frozenset(target[names[s]] for s in a.slots if names.get(s) in target),
                 a.origin,
             )
             for source, a in form.items()
