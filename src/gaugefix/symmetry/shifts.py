@@ -73,6 +73,7 @@ class TiedReading(Protocol):
     record: Product
     unseen: bool
     bias: str | None
+    rows: tuple[int, ...]
 
     def seen(self, params: Params, shift: Tensor) -> Tensor:
         """What the reading sees of it."""
@@ -152,7 +153,8 @@ class ShiftFlow:
         """What arrives at a cell of an operand; a parameter that may shift is its own unknown."""
         key = (operand.value, cell)
         if key not in self._forms and operand.value in self._shiftable:
-            hidden = operand.hidden_dims()
+            reading = self.tied.get(operand.value)  # all rows of a tied table shift alike
+            hidden = operand.hidden_dims() | set(() if reading is None else reading.rows)
             slots = [
                 (s, leaf)
                 for s, leaf in self.classes.cells.slots(*key)

@@ -33,6 +33,7 @@ class Tied:
         bias: added behind it.
         flow: who makes and reads what.
         place: where it is read.
+        rows: dimensions along which it is looked up.
     """
 
     table: Value
@@ -41,6 +42,7 @@ class Tied:
     bias: str | None
     flow: Flow
     place: Place
+    rows: tuple[int, ...]
 
     def _constraints(self, params: Params) -> tuple[Tensor, Tensor]:
         """Constraints that may be used: with a bias all, else those with α = 0."""
@@ -108,7 +110,7 @@ def find_tied(flow: Flow) -> dict[Value, Tied]:
         unseen = _ends_in_softmax(flow, *place.out)
         bias = private_bias(flow, record.out, place.blocks()[0])
         if unseen or small:
-            out[table] = Tied(table, record, unseen, bias, flow, place)
+            out[table] = Tied(table, record, unseen, bias, flow, place, place.rows)
     return out
 
 

@@ -240,7 +240,7 @@ class _Tangents:
             for direction in self.hidden:
                 parts = direction.split([p.numel() for p in self.params.values()])
                 step = tuple(d.reshape(p.shape) for d, p in zip(parts, self.params.values(), strict=True))
-                value, tangent = torch.func.jvp(run, tuple(self.params.values()), step)
+                value, tangent = torch.func.jvp(run, tuple(self.params.values()), step)[:2]
                 rows.append(tangent)
             for i, node in enumerate(n for n in wanted if isinstance(n.meta.get("val"), Tensor)):
                 values[node].append(_features(value[i]))
@@ -374,7 +374,8 @@ def _kernel(maps: list[Tensor], hidden: Tensor) -> Tensor:
     for m in maps:
         gram += m @ m.T / m.shape[1]
     values, vectors = torch.linalg.eigh(gram)
-    return vectors[:, values < ZERO**2].T @ hidden
+    kernel: Tensor = vectors[:, values < ZERO**2].T @ hidden
+    return kernel
 
 
 def _beyond(space: Tensor, known: Tensor) -> Tensor:
@@ -384,7 +385,8 @@ def _beyond(space: Tensor, known: Tensor) -> Tensor:
     q = torch.linalg.qr(known.T)[0]
     rest = space - space @ q @ q.T
     _, values, right = torch.linalg.svd(rest, full_matrices=False)
-    return right[values > 1e-6]
+    beyond: Tensor = right[values > 1e-6]
+    return beyond
 
 
 def _module(node: fx.Node) -> str:
