@@ -22,7 +22,7 @@ from gaugefix.testing import explain_hidden, flat_directions
 #: points at which flat directions are counted until the count meets the claim; the smallest counts
 SEEDS = 6
 #: further points at which a miss is looked at
-POINTS = 12
+POINTS = 5
 
 
 @dataclass(frozen=True)

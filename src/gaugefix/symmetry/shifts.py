@@ -9,7 +9,7 @@ linear system for the constants, solved sector by sector like the charges.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal, Protocol
@@ -69,11 +69,25 @@ class Condition:
 class TiedReading(Protocol):
     """How a table that is also contracted with data takes a constant that is added to all its rows."""
 
-    table: Value
-    record: Product
-    unseen: bool
-    bias: str | None
-    rows: tuple[int, ...]
+    @property
+    def table(self) -> Value:
+        """The parameter."""
+
+    @property
+    def record(self) -> Product:
+        """Where it is contracted with data."""
+
+    @property
+    def unseen(self) -> bool:
+        """Whether a softmax removes what is added to every output."""
+
+    @property
+    def bias(self) -> str | None:
+        """A bias behind it."""
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Dimensions along which it is looked up."""
 
     def seen(self, params: Params, shift: Tensor) -> Tensor:
         """What the reading sees of it."""
@@ -103,7 +117,7 @@ class ShiftFlow:
     absorbed: dict[Source, Form] = field(default_factory=dict)
     conditions: list[Condition] = field(default_factory=list)
     biased: dict[Product, Operand] = field(default_factory=dict)
-    tied: dict[Value, TiedReading] = field(default_factory=dict)
+    tied: Mapping[Value, TiedReading] = field(default_factory=dict)
     take_up: Callable[[Product, Tensor, Params], tuple[str, Tensor]] | None = None
     _forms: dict[tuple[Value, Cell], Form] = field(default_factory=dict)
     _stochastic: dict[Value, int] = field(default_factory=dict)  # value -> dimension along which it sums to one

@@ -66,7 +66,8 @@ class Tied:
         """The part of c that is no constraint."""
         c = self._constant(shift)
         basis = torch.linalg.qr(self._constraints(params)[0])[0]
-        return c - basis @ (basis.T @ c)
+        rest: Tensor = c - basis @ (basis.T @ c)
+        return rest
 
     def absorbed(self, params: Params, shift: Tensor) -> Tensor:
         """The constant cᵀy."""
@@ -74,7 +75,8 @@ class Tied:
             return shift.new_zeros(())
         c = self._constant(shift)
         n, alpha = self._constraints(params)
-        return self.place.scale * (torch.linalg.lstsq(n, c[:, None]).solution[:, 0] @ alpha)
+        constant: Tensor = self.place.scale * (torch.linalg.lstsq(n, c[:, None]).solution[:, 0] @ alpha)
+        return constant
 
 
 def find_tied(flow: Flow) -> dict[Value, Tied]:
