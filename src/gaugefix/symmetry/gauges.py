@@ -7,7 +7,7 @@ from math import prod
 from gaugefix.symmetry.axes import Axis
 from gaugefix.symmetry.bypass import find_bypasses
 from gaugefix.symmetry.classes import Classes
-from gaugefix.symmetry.dead import VirtualBiases, find_dead
+from gaugefix.symmetry.dead import find_dead
 from gaugefix.symmetry.flow import Flow
 from gaugefix.symmetry.groups import Symmetry
 from gaugefix.symmetry.shift_group import find_shifts
@@ -15,6 +15,7 @@ from gaugefix.symmetry.shifts import ShiftFlow
 from gaugefix.symmetry.stream import find_stream_symmetries
 from gaugefix.symmetry.stream_groups import FreeParameter
 from gaugefix.symmetry.tied import find_tied
+from gaugefix.symmetry.virtual_biases import VirtualBiases
 
 
 def find_gauges(classes: Classes, names: dict[Axis, str]) -> tuple[list[Symmetry], list[str]]:

@@ -106,7 +106,8 @@ class Shift(Symmetry):
 def _free(matrix: Tensor) -> Tensor:
     """Orthonormal columns spanning the null space of conditions."""
     values, right = torch.linalg.svd(matrix, full_matrices=True)[1:]
-    return right[int((values > 1e-10 * values[:1]).sum()) :].T
+    free: Tensor = right[int((values > 1e-10 * values[:1]).sum()) :].T
+    return free
 
 
 def _project_sector(full: Tensor, leaves: tuple[Axis, ...], sector: frozenset[Axis]) -> Tensor:
