@@ -27,6 +27,10 @@ class StudyError(GaugefixError, ValueError):
     """A study is unknown or cannot run here."""
 
 
+class SweepError(GaugefixError, ValueError):
+    """A grid of runs does not fit, or some of its runs failed."""
+
+
 class ReportError(GaugefixError, OSError):
     """A report cannot be written."""
 
