@@ -10,7 +10,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,8 @@ Cell = dict[str, Any]
 Run = Callable[..., Mapping[str, Any]]
 Progress = Callable[[int, int], None]
 
+#: runs that Ray gets at once
+_PIECE = 256
 _BACKENDS = ("sequential", "batched", "joblib", "ray")
 
 
@@ -166,9 +168,15 @@ def _outcomes(
         return
     from joblib import Parallel, delayed
 
-    with _ray() if backend == "ray" else nullcontext():
+    if backend == "joblib":
         workers = Parallel(n_jobs=jobs, return_as="generator_unordered")
         yield from workers(delayed(_numbered)(run, i, cells[i]) for i in missing)
+        return
+    with _ray():  # this backend gives results only when all are there: in pieces, so that a kill loses one piece
+        for start in range(0, len(missing), _PIECE):
+            yield from Parallel(n_jobs=jobs)(
+                delayed(_numbered)(run, i, cells[i]) for i in missing[start : start + _PIECE]
+            )
 
 
 def _numbered(run: Run, i: int, cell: Cell) -> tuple[int, CellResult | str]:
