@@ -17,6 +17,9 @@ from gaugefix.symmetry.graph import math_attention
 from gaugefix.symmetry.symmetries import Symmetries
 from gaugefix.symmetry.verify import float_outputs, laboratory_copy, random_parameters, to_double
 
+#: ratio of the smallest kept to the largest dropped singular value above which a rank is beyond doubt
+MIN_GAP = 1e3
+
 
 @dataclass(frozen=True)
 class FlatDirections:
@@ -52,6 +55,7 @@ def flat_directions(
     max_parameters: int = 6000,
     max_draws: int = 400,
     basis: bool = False,
+    at_least: int | None = None,
 ) -> FlatDirections:
     """P − rank J, with J = ∂f(x_i; θ)/∂θ stacked over random inputs x_i, in float64 at a generic θ.
 
@@ -68,6 +72,9 @@ def flat_directions(
         max_parameters: refuse larger models; the cost grows as P³.
         max_draws: batches of inputs drawn at most in each round.
         basis: return the directions too.
+        at_least: directions known to be flat at θ (the span of checked generators). The count can only fall with more
+            inputs, so drawing stops when it is down to this number, which is much cheaper; ``basis`` then shows
+            whether the known directions are those.
 
     Returns:
         The count with its quality.
@@ -98,6 +105,9 @@ def flat_directions(
     args, kwargs = to_double(args), to_double(dict(kwargs or {}))
     root = torch.zeros(0, n, dtype=torch.float64)  # RᵀR = JᵀJ: all that is needed of the rows so far
     rows, target, values, previous = 0, max(1.2 * n, 600.0), torch.zeros(1), -1
+    full = target
+    if at_least is not None:
+        target = min(full, n - at_least + 32.0)
     while True:
         blocks = [root]
         while rows < target and len(blocks) <= max_draws:
@@ -108,14 +118,14 @@ def flat_directions(
         root = torch.linalg.qr(stacked, mode="r")[1] if len(stacked) > n else stacked
         values = torch.linalg.svdvals(root)
         rank = int((values > threshold * values[0]).sum()) if len(values) and values[0] > 0 else 0
-        if rank == previous or rows < target:
+        kept = float(values[rank - 1]) if rank else 0.0
+        dropped = float(values[rank]) if rank < len(values) else 0.0
+        gap = kept / dropped if dropped > 0 else math.inf
+        if rank == previous or rows < target or (n - rank == at_least and gap > MIN_GAP):
             break
-        previous, target = rank, 2 * rows  # more inputs may still show more directions
-    kept = float(values[rank - 1]) if rank else 0.0
-    dropped = float(values[rank]) if rank < len(values) else 0.0
-    gap = kept / dropped if dropped > 0 else math.inf
+        previous, target = rank, max(2.0 * rows, full)  # more inputs may still show more directions
     directions = torch.linalg.svd(root, full_matrices=True)[2][rank:] if basis else None
-    return FlatDirections(n - rank, n, rank, gap, rows, rows >= target and gap > 1e3, directions)
+    return FlatDirections(n - rank, n, rank, gap, rows, rows >= target and gap > MIN_GAP, directions)
 
 
 @dataclass(frozen=True)
@@ -138,7 +148,7 @@ class Completeness:
     @property
     def complete(self) -> bool:
         """Whether nothing is hidden."""
-        return self.explained == self.measured
+        return self.explained == self.measured and not self.hidden
 
 
 def completeness(
@@ -163,7 +173,7 @@ def completeness(
     Returns:
         The comparison.
 
-    Cost: `flat_directions` and one jvp for every generator.
+    Cost: `flat_directions`, which stops early if nothing is hidden, and one batched jvp for every symmetry.
 
     Example:
         >>> import torch
@@ -175,9 +185,11 @@ def completeness(
         (6, 6, {})
     """
     params = random_parameters(model, torch.Generator().manual_seed(seed))
-    flat = flat_directions(model, args, kwargs, params=params, seed=seed + 1, max_parameters=max_parameters, basis=True)
-    assert flat.basis is not None
     span = generator_span(found, params)
+    flat = flat_directions(
+        model, args, kwargs, params=params, seed=seed + 1, max_parameters=max_parameters, basis=True, at_least=len(span)
+    )
+    assert flat.basis is not None
     rest = flat.basis - flat.basis @ span.T @ span
     _, values, right = torch.linalg.svd(rest, full_matrices=False)
     unexplained = right[values > 1e-6]
