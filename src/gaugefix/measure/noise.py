@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gaugefix.errors import MeasurementError
-from gaugefix.measure.classes import exact_copy
-from gaugefix.measure.perexample import Moments, full_moments, ghost_moments, trainable
+from gaugefix.measure.classes import exact_copy, sample_shapes
+from gaugefix.measure.perexample import Moments, add_moments, ghost_layouts, trainable
 from gaugefix.measure.records import Record
 from gaugefix.task import Task
 
@@ -82,30 +83,44 @@ def gradient_noise(task: Task, *, max_samples: int = 2048, seed: int = 0) -> Gra
         raise MeasurementError(f"gradient_noise: max_samples must be at least 1, got {max_samples!r}.")
     if not trainable(task.model):
         raise MeasurementError(f"gradient_noise: no parameter of task {task.name!r} has requires_grad=True.")
-    clone = exact_copy(task)
-    moments, method, count = Moments(), "", 0
-    with torch.random.fork_rng(devices=[]):
-        for batch in clone.batch_iter(seed):
-            ghost = method in {"", "ghost norms"} and ghost_moments(clone, batch, moments, check=not method)
-            if ghost:
-                method = "ghost norms"
-            else:
-                used = full_moments(clone, batch, moments)
-                method = used if method in {"", used} else "loop"
-            count = sum(map(len, next(iter(moments.squares.values()))))
-            if count >= max_samples:
+    moments = collect_moments(exact_copy(task), max_samples=max_samples, seed=seed)
+    return _summary(moments, task)
+
+
+def collect_moments(copy: Task, *, max_samples: int = 2048, seed: int = 0, diagonal: bool = False) -> Moments:
+    """Sums over the samples of their gradients and squared gradients.
+
+    Args:
+        copy: from `exact_copy`.
+        max_samples: stop after the batch that reaches this number.
+        seed: of the data order.
+        diagonal: also of the squares of every entry.
+
+    Returns:
+        The sums.
+    """
+    moments = Moments(diagonal={} if diagonal else None)
+    layouts: dict[tuple[torch.Size, ...], dict[str, tuple[int, ...]]] = {}
+    with torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
+        for batch in copy.batch_iter(seed):
+            shape = sample_shapes(batch)
+            if shape not in layouts:
+                layouts[shape] = ghost_layouts(copy, batch)
+            add_moments(copy, batch, moments, layouts[shape])
+            if moments.count >= max_samples:
                 break
-    return _summary(moments, count, task, method)
+    return moments
 
 
-def _summary(moments: Moments, n: int, task: Task, method: str) -> GradientNoise:
+def _summary(moments: Moments, task: Task) -> GradientNoise:
+    n, names = moments.count, trainable(task.model)
     squares = {k: torch.cat(parts) for k, parts in moments.squares.items()}
     per_sample = torch.stack(list(squares.values())).sum(0)
     mean_sq = {k: float((t / n).square().sum()) for k, t in moments.total.items()}
-    groups = tuple(_group(k, float(squares[k].mean()), mean_sq[k], task.batch_size) for k in squares)
+    groups = tuple(_group(k, float(squares[k].mean()), mean_sq[k], task.batch_size) for k in names)
     total = _group("total", float(per_sample.mean()), sum(mean_sq.values()), task.batch_size)
     stderr = float(per_sample.std()) / math.sqrt(n) if n > 1 else math.nan
-    return GradientNoise(groups, total, n, stderr, task.lr / task.batch_size, method)
+    return GradientNoise(groups, total, n, stderr, task.lr / task.batch_size, ", ".join(moments.methods))
 
 
 def _group(name: str, mean_of_squares: float, mean_sq: float, batch_size: int) -> NoiseGroup:

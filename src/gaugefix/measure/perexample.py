@@ -1,18 +1,26 @@
-"""Per-sample gradients: their squared norms without forming them where the layers allow, or in full by vmap."""
+"""Moments of per-sample gradients: norms without the gradients where the graph allows, or in full by vmap."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gaugefix.measure.classes import map_tensors
+from gaugefix.measure.classes import head, map_tensors
+from gaugefix.measure.parameter_uses import Node, UnknownUseError, Use, parameter_uses
+from gaugefix.measure.sample_gradients import Outer, Piece, diagonal, forming_pays, squares
 from gaugefix.task import Batch, Loss, Task
 
 _CHUNK = 64
+#: numbers in one block of gradients of single samples, half a gigabyte in double precision
+_MEMORY = 1 << 26
+#: samples on which ghost norms are held against backward passes
+_CHECKED = 3
 
 
 @dataclass
@@ -22,21 +30,42 @@ class Moments:
     Attributes:
         total: Σ ∇ℓᵢ, by name.
         squares: ‖∇ℓᵢ‖² of every sample, by name, a list of ``(batch,)`` tensors.
+        diagonal: Σ (∇ℓᵢ)² entry by entry, by name, or None if it is not wanted.
+        methods: how they were found, in the order of their first use.
     """
 
     total: dict[str, Tensor] = field(default_factory=dict)
     squares: dict[str, list[Tensor]] = field(default_factory=dict)
+    diagonal: dict[str, Tensor] | None = None
+    methods: list[str] = field(default_factory=list)
 
-    def add(self, name: str, total: Tensor, squares: Tensor) -> None:
+    def add(self, name: str, total: Tensor, squares: Tensor, diagonal: Tensor | None = None) -> None:
         """Add one batch.
 
         Args:
             name: of the parameter.
             total: sum of the gradients.
             squares: ``(batch,)`` squared norms.
+            diagonal: sum of the squared entries, if wanted.
         """
-        self.total[name] = self.total[name].add_(total) if name in self.total else total
+        self.total[name] = self.total[name].add_(total) if name in self.total else total.clone()
         self.squares.setdefault(name, []).append(squares)
+        if self.diagonal is not None and diagonal is not None:
+            self.diagonal[name] = self.diagonal.get(name, 0) + diagonal.reshape(total.shape)
+
+    def used(self, method: str) -> None:
+        """Note a method.
+
+        Args:
+            method: "ghost norms", "vmap" or "loop".
+        """
+        if method not in self.methods:
+            self.methods.append(method)
+
+    @property
+    def count(self) -> int:
+        """Number of samples so far."""
+        return sum(map(len, next(iter(self.squares.values()), [])))
 
 
 class LossModule(nn.Module):
@@ -84,149 +113,217 @@ def split(batch: Batch, n: int) -> Iterator[Batch]:
         yield map_tensors(lambda t, i=i: t[i : i + 1] if t.ndim and len(t) == n else t, batch)
 
 
-def ghost_moments(task: Task, batch: Batch, moments: Moments, *, check: bool = True) -> bool:
-    """Add a batch by ghost norms: ‖Σ_t δ_t h_tᵀ‖² from Gram matrices of inputs h and output gradients δ.
-
-    One forward and one backward pass; the gradients of single samples are never formed. It needs every trainable
-    parameter to be the weight or bias of an `nn.Linear` that is called once. That h and δ are the whole story is what
-    ``check`` verifies: Σ δ hᵀ must be the gradient of autograd, compared on a random vector.
+def add_moments(task: Task, batch: Batch, moments: Moments, layouts: Mapping[str, tuple[int, ...]]) -> None:
+    """Add a batch: by ghost norms where `ghost_layouts` found that they hold, the other parameters in full.
 
     Args:
         task: gives model and loss.
         batch: one batch.
         moments: what to add to.
-        check: verify on this batch; the first one of a pass is enough.
+        layouts: from `ghost_layouts`.
+    """
+    rest = [k for k in trainable(task.model) if k not in layouts]
+    if layouts:
+        rest += _ghosts(task, batch, moments, layouts)
+    if rest:
+        _full(task, batch, moments, rest)
+
+
+def ghost_layouts(task: Task, batch: Batch) -> dict[str, tuple[int, ...]]:
+    """The parameters whose per-sample norms can be read off the graph, checked against backward passes.
+
+    Three samples go through the model; the norms of their gradients from the pieces that the graph keeps must be those
+    of one backward pass each. The check also tells whether samples or positions come first where a layer sees
+    both in one dimension. A parameter whose gradient is zero on the samples, so that both fit, is left out.
+
+    Args:
+        task: gives model and loss.
+        batch: one batch.
 
     Returns:
-        False, with nothing added, where it does not apply.
+        By name, for every use of the parameter: 0 if the samples come first, 1 if the positions do.
     """
     params = trainable(task.model)
-    layers = _linear_layers(task.model, params)
-    if layers is None:
-        return False
-    calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
-    handles = [layer.register_forward_hook(_recorder(calls[name])) for name, layer in layers.items()]
-    try:
-        losses = task.loss(task.model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    losses = task.loss(task.model, head(batch, _CHECKED))
     n = len(losses)
-    if any(len(c) != 1 or c[0][0].shape[0] != n for c in calls.values()):
-        return False
-    outputs = [calls[name][0][1] for name in layers]
-    grads = torch.autograd.grad(losses.sum(), [*outputs, *params.values()], allow_unused=True, materialize_grads=True)
-    totals = dict(zip(params, grads[len(outputs) :], strict=True))
-    squares: dict[str, Tensor] = {}
-    for (name, layer), delta in zip(layers.items(), grads, strict=False):
-        h, d = calls[name][0][0].detach().reshape(n, -1, layer.in_features), delta.reshape(n, -1, layer.out_features)
-        if (weight := f"{name}.weight") in totals:
-            squares[weight] = _gram_norms(h, d)
-        if (bias := f"{name}.bias") in totals:
-            squares[bias] = _squared(d.sum(1) if d.shape[1] > 1 else d[:, 0])
-        if check and not _explains(h.flatten(0, 1), d.flatten(0, 1), totals.get(weight), totals.get(bias)):
-            return False
-    for name, total in totals.items():
-        moments.add(name, total, squares[name])
-    return True
+    if losses.grad_fn is None or n < 2:
+        return {}
+    uses = {k: u for k, u in parameter_uses(losses, params).items() if u}
+    deltas = _output_gradients(losses, uses)
+    rows = [
+        torch.autograd.grad(
+            losses[i], [params[k] for k in uses], retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        for i in range(min(n, _CHECKED))
+    ]
+    truth = {k: torch.stack([row[j].square().sum() for row in rows]) for j, k in enumerate(uses)}
+    small = 1e4 * torch.finfo(losses.dtype).eps
+    floor = small**2 * float(torch.stack([t.max() for t in truth.values()]).max()) if truth else 0.0
+    fitting: dict[str, list[tuple[int, ...]]] = {}
+    for name, found in uses.items():
+        fits = []
+        for layout in _candidates(len(found)):
+            pieces = _pieces(found, deltas, n, layout)
+            if pieces is None:
+                continue
+            error = (squares(pieces)[: len(rows)] - truth[name]).abs()
+            if bool((error <= small * truth[name] + floor).all()):
+                fits.append(layout)
+                if _one_position(pieces):  # both layouts are one
+                    break
+        fitting[name] = fits
+    return _unambiguous(uses, fitting)
 
 
-def full_moments(task: Task, batch: Batch, moments: Moments) -> str:
-    """Add a batch by forming the gradient of every sample, in chunks, by ``vmap(grad)`` or else one by one.
+def _unambiguous(
+    uses: Mapping[str, list[Use]], fitting: Mapping[str, list[tuple[int, ...]]]
+) -> dict[str, tuple[int, ...]]:
+    """The one layout that fits, or else the one that another parameter of the same nodes has."""
+    sure = {k: fits[0] for k, fits in fitting.items() if len(fits) == 1}
+    nodes: dict[Node, int] = {u.node: i for k, layout in sure.items() for u, i in zip(uses[k], layout, strict=True)}
+    for name, fits in fitting.items():
+        known = tuple(nodes.get(u.node, -1) for u in uses[name])
+        if name not in sure and known in fits:
+            sure[name] = known
+    return sure
+
+
+def _one_position(pieces: Sequence[Piece]) -> bool:
+    return all(isinstance(p, Outer) and p.right.shape[2] == 1 for p in pieces)
+
+
+def _candidates(count: int) -> list[tuple[int, ...]]:
+    if count > 4:
+        return [(0,) * count, (1,) * count]
+    return sorted(itertools.product((0, 1), repeat=count), key=lambda c: len(set(c)))
+
+
+def _output_gradients(
+    losses: Tensor, uses: Mapping[str, Sequence[Use]], also: Sequence[Tensor] = ()
+) -> dict[Node, Tensor | None]:
+    """Gradients of the sum of the losses for the outputs of all nodes, and for some parameters."""
+    edges = {u.node: u.edge for found in uses.values() for u in found}
+    grads = torch.autograd.grad(losses.sum(), [*edges.values(), *also], retain_graph=True, allow_unused=True)
+    return dict(zip([*edges, *also], grads, strict=True))
+
+
+def _pieces(
+    uses: Sequence[Use], deltas: Mapping[Node, Tensor | None], n: int, layout: Sequence[int]
+) -> list[Piece] | None:
+    """What the uses of a parameter leave, or None if they do not fit this layout or each other."""
+    found: list[Piece] = []
+    for use, k in zip(uses, layout, strict=True):
+        delta = deltas[use.node]
+        if delta is None:
+            return None
+        try:
+            found.append(use.build(delta, n, k))
+        except (UnknownUseError, RuntimeError, IndexError):
+            return None
+    return found if len({type(p) for p in found}) == 1 else None
+
+
+def _ghosts(task: Task, batch: Batch, moments: Moments, layouts: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Add a batch by ghost norms; returns the parameters for which the graph of this batch did not allow it."""
+    params = {k: p for k, p in trainable(task.model).items() if k in layouts}
+    losses = task.loss(task.model, batch)
+    n = len(losses)
+    uses = {k: u for k, u in parameter_uses(losses, params).items() if u and len(u) == len(layouts[k])}
+    forming = {k for k, u in uses.items() if _forms(u, n)}
+    deltas = _output_gradients(losses, uses, [params[k] for k in uses if k not in forming])
+    failed = [k for k in layouts if k not in uses]
+    for name, found in uses.items():
+        pieces = _pieces(found, deltas, n, layouts[name])
+        if pieces is None:
+            failed.append(name)
+            continue
+        sums: list[Tensor] = []
+        norms = squares(pieces, _summer(sums) if name in forming else None)
+        total = sums[0].reshape(params[name].shape) if sums else deltas[params[name]]
+        assert total is not None
+        moments.add(name, total, norms, diagonal(pieces) if moments.diagonal is not None else None)
+        moments.used("ghost norms")
+    return failed
+
+
+def _forms(uses: Sequence[Use], n: int) -> bool:
+    """Whether forming the gradients is the shorter way: their sum need not come from the backward pass then."""
+    sizes = [u.outer for u in uses if u.outer is not None]
+    if not sizes or len(sizes) < len(uses):
+        return all(u.formed for u in uses)
+    return forming_pays(sum(rows for rows, _, _ in sizes) // n, *sizes[0][1:])
+
+
+def _summer(sums: list[Tensor]) -> Callable[[Tensor], None]:
+    """Keeps the sum over the samples of what it is given, as the only item of the list."""
+
+    def visit(rows: Tensor) -> None:
+        part = rows.sum(0)
+        sums[:] = [sums[0].add_(part) if sums else part]
+
+    return visit
+
+
+def per_sample_gradients(task: Task, batch: Batch, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The gradients of single samples in full, some samples at a time, by ``vmap(grad)`` or else one by one.
 
     Args:
         task: gives model and loss.
         batch: one batch.
-        moments: what to add to.
+        names: of the parameters.
 
-    Returns:
-        "vmap" or "loop", whichever worked.
+    Yields:
+        "vmap" or "loop", and ``(samples, *shape)`` by name.
     """
-    names = list(trainable(task.model))
-    method = "vmap"
-    for part in _chunks(batch):
+    params = trainable(task.model)
+    entries = sum(params[k].numel() for k in names)
+    for part in _chunks(batch, max(1, min(_CHUNK, _MEMORY // max(entries, 1)))):
         try:
-            each = _vmapped(task, part)
+            yield "vmap", _vmapped(task, part, names)
         except (RuntimeError, ValueError, IndexError):
-            each, method = _looped(task, part), "loop"
-        for name in names:
-            moments.add(name, each[name].sum(0), each[name].flatten(1).square().sum(1))
-    return method
+            yield "loop", _looped(task, part, names)
 
 
-def _vmapped(task: Task, batch: Batch) -> dict[str, Tensor]:
+def _full(task: Task, batch: Batch, moments: Moments, names: Sequence[str]) -> None:
+    for method, each in per_sample_gradients(task, batch, names):
+        moments.used(method)
+        for name, rows in each.items():
+            flat = rows.flatten(1)
+            entries = flat.square().sum(0) if moments.diagonal is not None else None
+            moments.add(name, rows.sum(0), flat.square().sum(1), entries)
+
+
+def _vmapped(task: Task, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
     module = LossModule(task.model, task.loss)
-    params = {f"model.{k}": p.detach() for k, p in trainable(task.model).items()}
+    params = trainable(task.model)
 
     def loss(values: dict[str, Tensor], sample: Batch) -> Tensor:
         one = map_tensors(lambda t: t.unsqueeze(0), sample)
         return functional_call(module, values, (one,)).sum()  # type: ignore[no-any-return]
 
-    each = vmap(grad(loss), in_dims=(None, 0), randomness="different")(params, batch)
-    return {k.removeprefix("model."): g for k, g in each.items()}
+    wanted = {f"model.{k}": params[k].detach() for k in names}
+    with sdpa_kernel(SDPBackend.MATH):
+        each = vmap(grad(loss), in_dims=(None, 0), randomness="different")(wanted, batch)
+    return {k.removeprefix("model."): g.detach() for k, g in each.items()}
 
 
-def _looped(task: Task, batch: Batch) -> dict[str, Tensor]:
-    params = trainable(task.model)
+def _looped(task: Task, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
+    params = [trainable(task.model)[k] for k in names]
     with torch.no_grad():
         n = len(task.loss(task.model, batch))
     rows = [
-        torch.autograd.grad(
-            task.loss(task.model, one).sum(), list(params.values()), allow_unused=True, materialize_grads=True
-        )
+        torch.autograd.grad(task.loss(task.model, one).sum(), params, allow_unused=True, materialize_grads=True)
         for one in split(batch, n)
     ]
-    return {name: torch.stack([row[k] for row in rows]) for k, name in enumerate(params)}
+    return {name: torch.stack([row[k] for row in rows]) for k, name in enumerate(names)}
 
 
-def _chunks(batch: Batch) -> Iterator[Batch]:
+def _chunks(batch: Batch, size: int) -> Iterator[Batch]:
     sizes: list[int] = []
     map_tensors(lambda t: sizes.append(len(t)) if t.ndim else None, batch)
     n = sizes[0] if sizes else 0
-    if n <= _CHUNK or any(s != n for s in sizes):
+    if n <= size or any(s != n for s in sizes):
         yield batch
         return
-    for i in range(0, n, _CHUNK):
-        yield map_tensors(lambda t, i=i: t[i : i + _CHUNK] if t.ndim else t, batch)
-
-
-def _linear_layers(model: nn.Module, params: dict[str, nn.Parameter]) -> dict[str, nn.Linear] | None:
-    """The Linear layers by name if they own every trainable parameter and none is shared."""
-    layers = {k: m for k, m in model.named_modules() if type(m) is nn.Linear}
-    owned = {f"{k}.{n}" for k, m in layers.items() for n, _ in m.named_parameters()}
-    shared = len(list(model.named_parameters(remove_duplicate=False))) != len(list(model.parameters()))
-    if shared or not params.keys() <= owned:
-        return None
-    return {k: m for k, m in layers.items() if any(p.requires_grad for p in m.parameters())}
-
-
-def _recorder(calls: list[tuple[Tensor, Tensor]]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        calls.append((args[0], output))
-
-    return hook
-
-
-def _gram_norms(h: Tensor, d: Tensor) -> Tensor:
-    """‖Σ_t d_t h_tᵀ‖² of every sample, the cheaper of two ways."""
-    t = h.shape[1]
-    if t == 1:
-        return _squared(h[:, 0]) * _squared(d[:, 0])
-    if 2 * t * t <= h.shape[2] * d.shape[2]:
-        return ((h @ h.mT) * (d @ d.mT)).sum((1, 2))
-    return _squared((d.mT @ h).flatten(1))
-
-
-def _squared(rows: Tensor) -> Tensor:
-    """Squared norm of every row, in one pass over memory."""
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
-    return norms.square()
-
-
-def _explains(h: Tensor, d: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-    """Whether Σ δ hᵀ is the gradient of the weight, seen on a random vector, and Σ δ that of the bias."""
-    v = torch.randn(h.shape[1], generator=torch.Generator().manual_seed(0)).to(h)
-    pairs = [] if weight is None else [(d * (h @ v)[:, None], weight @ v)]
-    pairs += [] if bias is None else [(d, bias)]
-    small = 1e3 * torch.finfo(h.dtype).eps
-    return all(bool((parts.sum(0) - total).norm() <= small * parts.norm(dim=1).sum()) for parts, total in pairs)
+    for i in range(0, n, size):
+        yield map_tensors(lambda t, i=i: t[i : i + size] if t.ndim else t, batch)
