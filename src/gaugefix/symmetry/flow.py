@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import prod
 
+from gaugefix.symmetry.axes import Axis
 from gaugefix.symmetry.cells import Cell, JointSlot, Slot
 from gaugefix.symmetry.classes import Classes, SlotKey
 from gaugefix.symmetry.graph import Value
 from gaugefix.symmetry.records import Cut, Norm, Product, Record, Softmax, Sum
+from gaugefix.symmetry.units import Role, Slice
+
+
+def slice_of(classes: Classes, key: SlotKey, fibers: tuple[Axis, ...] = (), role: Role = "write") -> Slice:
+    """The slice of one slot."""
+    at = classes.positions(key, fibers)
+    return Slice(at.param, at.dim, at.index, role, at.others)
+
+
+def places(slices: Iterable[Slice]) -> tuple[str, ...]:
+    """Names of what slices move."""
+    return tuple(dict.fromkeys(f"{s.param}[{s.dim}]" for s in slices))
 
 
 @dataclass(eq=False)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from math import prod
 
 import numpy as np
@@ -12,26 +11,19 @@ import numpy as np
 from gaugefix.symmetry.axes import Axis
 from gaugefix.symmetry.cells import Cells
 from gaugefix.symmetry.classes import AxisClass, Classes, SlotKey
-from gaugefix.symmetry.flow import Flow
+from gaugefix.symmetry.flow import Flow, places, slice_of
+from gaugefix.symmetry.frames import find_frames
 from gaugefix.symmetry.graph import Value
 from gaugefix.symmetry.groups import Diagonal, Symmetry
 from gaugefix.symmetry.records import Cut, Norm, Operand, Product, Sum
 from gaugefix.symmetry.scalefree import ScaleFlow
 from gaugefix.symmetry.stream_groups import (
-    MeanMix,
     MeanShift,
     NullDirection,
     RotaryPairs,
-    StreamRotation,
     Unread,
 )
-from gaugefix.symmetry.units import Role, Slice
-
-
-def slice_of(classes: Classes, key: SlotKey, fibers: tuple[Axis, ...] = (), role: Role = "write") -> Slice:
-    """The slice of one slot."""
-    at = classes.positions(key, fibers)
-    return Slice(at.param, at.dim, at.index, role, at.others)
+from gaugefix.symmetry.units import Slice
 
 
 def _others(classes: Classes, key: SlotKey) -> int:
@@ -64,7 +56,7 @@ def find_stream_symmetries(
     for c in classes.by_leaf.values():
         out += _unread(flow, c)
         if c.norms:
-            out += _rotations(flow, c, names)
+            out += find_frames(flow, c, names[c.leaf])
         if c.rotary:
             out += _rotary(classes, c, names)
     return out
@@ -88,7 +80,7 @@ def _row_scales(flow: Flow) -> list[Symmetry]:
             where = Slice(term.value.name, row, np.arange(n).reshape(1, n, 1), "gain")
             out.append(
                 Diagonal(
-                    f"{where.param}: rescale rows", f"R+^{n}", n - 1, _places([where]), False,
+                    f"{where.param}: rescale rows", f"R+^{n}", n - 1, places([where]), False,
                     charges=((where, 1.0),), shape=(n,),
                 )
             )  # fmt: skip
@@ -166,7 +158,7 @@ def _null(
     bias: str | None, *, joint: bool,
 ) -> Symmetry:  # fmt: skip
     changed = (None if shift is None else shift.name) if joint else bias
-    moved = [*_places(slices), *([] if changed is None else [f"{changed}[0]"])]
+    moved = [*places(slices), *([] if changed is None else [f"{changed}[0]"])]
     name = f"{changed or norm.place}: null direction" if joint else f"{slices[0].param}: null direction"
     return NullDirection(
         name, f"T({length})", dim, tuple(moved), False,
@@ -236,111 +228,6 @@ def _only_read(flow: Flow, norm: Norm) -> bool:
     return True
 
 
-@dataclass(frozen=True, eq=False)
-class _Stream:
-    """A residual stream and the axes behind its normalisations, split by what a change of basis does to them.
-
-    Attributes:
-        writers: slices covariant with the input of the normalisations.
-        readers: slices contravariant with it.
-        behind: per normalisation: its gain (or None), covariant and contravariant slices.
-        centred: some normalisation subtracts the mean.
-        all_centred: every one does.
-        consistent: whether the axes behind are separate from the stream, each with one gain.
-    """
-
-    writers: tuple[Slice, ...]
-    readers: tuple[Slice, ...]
-    behind: tuple[tuple[str | None, tuple[Slice, ...], tuple[Slice, ...]], ...]
-    centred: bool
-    all_centred: bool
-    consistent: bool
-
-
-def _stream(flow: Flow, c: AxisClass) -> list[_Stream]:
-    """The streams of a class: one for each connected set of slots that enters normalisations."""
-    classes = flow.classes
-    find = classes.parity.find
-    entering: dict[SlotKey, list[tuple[Norm, int]]] = defaultdict(list)
-    gains: dict[SlotKey, set[Value | None]] = defaultdict(set)
-    signs: dict[SlotKey, int] = {}
-    leaving: dict[SlotKey, list[SlotKey]] = defaultdict(list)
-    for norm in c.norms:
-        d = _reduced_dims(norm)[0]
-        root_in, sign_in = find((norm.x.value, (0,) * norm.x.value.ndim, (d, 0)))
-        d_out = norm.out.groups[next(iter(norm.reduced))][0]
-        root_out, sign_out = find((norm.out.value, (0,) * norm.out.value.ndim, (d_out, 0)))
-        entering[root_in].append((norm, sign_in))
-        gains[root_out].add(None if norm.gain is None else flow.origin(norm.gain.value))
-        signs[root_out] = sign_out
-        leaving[root_in].append(root_out)
-    slots: dict[SlotKey, list[tuple[SlotKey, Role, int]]] = defaultdict(list)
-    for key, role in c.slots:
-        root, sign = find(key)
-        slots[root].append((key, role, sign))
-    out = []
-    for root_in, norms in entering.items():
-        behind = []
-        consistent = True
-        for root in dict.fromkeys(leaving[root_in]):
-            (gain, *more) = gains[root]
-            shared = any(root in roots for other, roots in leaving.items() if other != root_in)
-            odd = root in classes.parity.odd
-            if more or shared or odd or root in entering or (gain is not None and gain.kind != "param"):
-                consistent = False
-                continue
-            own = [(k, r, s) for k, r, s in slots[root] if k[0] is not gain]
-            behind.append((
-                None if gain is None else gain.name,
-                tuple(slice_of(classes, k, (), r) for k, r, s in own if s == signs[root]),
-                tuple(slice_of(classes, k, (), r) for k, r, s in own if s != signs[root]),
-            ))
-        base = norms[0][1]
-        out.append(
-            _Stream(
-                tuple(slice_of(classes, k, (), r) for k, r, s in slots[root_in] if s == base),
-                tuple(slice_of(classes, k, (), r) for k, r, s in slots[root_in] if s != base),
-                tuple(behind),
-                any(n.centred for n, _ in norms),
-                all(n.centred for n, _ in norms) and root_in not in classes.parity.odd and root_in not in gains,
-                consistent and root_in not in gains,
-            )
-        )
-    return out
-
-
-def _rotations(flow: Flow, c: AxisClass, names: dict[Axis, str]) -> list[Symmetry]:
-    """O(d) on streams read only through normalisations, and mixing of the mean where they are read linearly too."""
-    if c.pinned or c.elementwise or c.rotary or c.fibers:
-        return []
-    out: list[Symmetry] = []
-    name = names[c.leaf]
-    for stream in _stream(flow, c):
-        n = c.size - stream.centred
-        if stream.consistent and n >= 2:
-            every = [*stream.writers, *stream.readers, *(s for _, a, b in stream.behind for s in (*a, *b))]
-            out.append(
-                StreamRotation(
-                    f"{name}: rotate the stream", f"O({n})", n * (n - 1) // 2, _places(every),
-                    all(gain is None for gain, _, _ in stream.behind),
-                    writers=(*stream.writers, *stream.readers), behind=stream.behind,
-                    centred=stream.centred, size=c.size,
-                )
-            )  # fmt: skip
-        if stream.all_centred and stream.readers:
-            out.append(
-                MeanMix(
-                    f"{name}: mix into the mean", f"T({c.size})", c.size, _places([*stream.writers, *stream.readers]),
-                    False, writers=stream.writers, readers=stream.readers, length=c.size,
-                )
-            )  # fmt: skip
-    return out
-
-
-def _places(slices: Sequence[Slice]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(f"{s.param}[{s.dim}]" for s in slices))
-
-
 def _unread(flow: Flow, c: AxisClass) -> list[Symmetry]:
     """What a narrower linear reader cannot see of a wider axis."""
     classes = flow.classes
@@ -359,7 +246,7 @@ def _unread(flow: Flow, c: AxisClass) -> list[Symmetry]:
             readers = tuple(slice_of(classes, k, (), "read") for k in sorted(found, key=lambda k: k[0].name))
             out.append(
                 Unread(
-                    f"{writer.param}: unread directions", f"T({(c.size - rows) * others})", dim, _places([writer]),
+                    f"{writer.param}: unread directions", f"T({(c.size - rows) * others})", dim, places([writer]),
                     False, writer=writer, readers=readers, length=c.size * others,
                 )
             )  # fmt: skip

@@ -59,37 +59,6 @@ class MeanShift(VectorSymmetry):
 
 
 @dataclass(frozen=True, eq=False)
-class MeanMix(VectorSymmetry):
-    """W → (1 + 1uᵀ)W for the writers of a stream, W → W(1 + 1uᵀ)⁻¹ for its linear readers. Elements: u, ``(d,)``.
-
-    The stream changes along the vector of ones only, which its LayerNorms remove and its linear readers undo.
-
-    Attributes:
-        writers: slices that are multiplied by 1 + 1uᵀ.
-        readers: slices that are multiplied by its inverse transpose.
-    """
-
-    writers: tuple[Slice, ...] = ()
-    readers: tuple[Slice, ...] = ()
-
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """Small Gaussian u, so that the map is invertible."""
-        return 0.3 * super().sample(generator) / self.length
-
-    def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
-        """Multiply every slice."""
-        out = dict(params)
-        one = torch.ones_like(element)
-        forward = torch.outer(one, element)
-        backward = -torch.outer(element, one) / (1 + element.sum())
-        for slices, change in ((self.writers, forward), (self.readers, backward)):
-            for s in slices:
-                block = s.take(out[s.param])
-                out[s.param] = s.put(out[s.param], block + torch.einsum("ij,fj...->fi...", change.to(block), block))
-        return out
-
-
-@dataclass(frozen=True, eq=False)
 class Unread(VectorSymmetry):
     """W → W + NE with N spanning what the linear readers of W's output cannot see. Elements: E before projection.
 
@@ -154,84 +123,6 @@ class NullDirection(VectorSymmetry):
         elif self.reader_bias is not None and self.shift is not None:
             b = out[self.reader_bias]
             out[self.reader_bias] = b - (total * element).sum(0).reshape(b.shape)
-        return out
-
-
-@dataclass(frozen=True, eq=False)
-class StreamRotation(Symmetry):
-    """O(d) on a residual stream that is read only through normalisations. Elements: orthogonal ``(d, d)``.
-
-    Writers turn by Q; behind a normalisation with gain g the axis turns by M = diag(g) Q diag(1/g), its shift by M and
-    its readers by M⁻ᵀ. With LayerNorm Q keeps the vector of ones.
-
-    Attributes:
-        writers: slices that turn by Q.
-        behind: per normalisation: the gain (or None), slices that turn by M, slices that turn by M⁻ᵀ.
-        centred: Q keeps the vector of ones.
-        size: d.
-    """
-
-    writers: tuple[Slice, ...] = ()
-    behind: tuple[tuple[str | None, tuple[Slice, ...], tuple[Slice, ...]], ...] = ()
-    centred: bool = False
-    size: int = 0
-
-    @property
-    def _n(self) -> int:
-        return self.size - self.centred
-
-    @property
-    def n_generators(self) -> int:
-        """Pairs of axes orthogonal to the vector of ones, if that is kept."""
-        return self._n * (self._n - 1) // 2
-
-    def _frame(self, like: Tensor) -> Tensor:
-        """Orthonormal columns spanning what may turn."""
-        if not self.centred:
-            return torch.eye(self.size, dtype=like.dtype)
-        full = torch.eye(self.size, dtype=like.dtype)
-        full[:, 0] = 1
-        frame: Tensor = torch.linalg.qr(full)[0][:, 1:]
-        return frame
-
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """A random orthogonal matrix near no particular point."""
-        z = torch.randn(self._n, self._n, generator=generator, dtype=torch.float64)
-        return self._embed(torch.linalg.qr(z)[0])
-
-    def _embed(self, q: Tensor) -> Tensor:
-        frame = self._frame(q)
-        return frame @ q @ frame.T + torch.eye(self.size, dtype=q.dtype) - frame @ frame.T
-
-    def path(self, k: int, t: Tensor) -> Tensor:
-        """1 + t(E_ij − E_ji) in the frame."""
-        if not 0 <= k < self.n_generators:
-            raise IndexError(f"{self.name}: generator {k} of {self.n_generators}.")
-        i, j = torch.triu_indices(self._n, self._n, 1)[:, k].tolist()
-        skew = torch.zeros(self._n, self._n, dtype=t.dtype)
-        skew[i, j], skew[j, i] = 1, -1
-        frame = self._frame(skew)
-        turned: Tensor = torch.eye(self.size, dtype=t.dtype) + t * (frame @ skew @ frame.T)
-        return turned
-
-    def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
-        """Turn every slice."""
-        out = dict(params)
-
-        def turn(s: Slice, matrix: Tensor) -> None:
-            block = s.take(out[s.param])
-            out[s.param] = s.put(out[s.param], torch.einsum("ij,fj...->fi...", matrix.to(block), block))
-
-        for s in self.writers:
-            turn(s, element)
-        for gain, covariant, contravariant in self.behind:
-            g = params[gain].to(element) if gain is not None else element.new_ones(self.size)
-            m = g[:, None] * element / g
-            inverse_t = element / g[:, None] * g  # M⁻ᵀ = diag(1/g) Q diag(g)
-            for s in covariant:
-                turn(s, m)
-            for s in contravariant:
-                turn(s, inverse_t)
         return out
 
 
