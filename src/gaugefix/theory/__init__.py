@@ -38,6 +38,9 @@ from gaugefix.theory.product_regression import product_minimum as product_minimu
 from gaugefix.theory.product_regression import relearning_slope as relearning_slope
 from gaugefix.theory.stability_window import critical_lr as critical_lr
 from gaugefix.theory.stability_window import stability_window as stability_window
+from gaugefix.theory.stationary_distribution import StationaryDistribution as StationaryDistribution
+from gaugefix.theory.stationary_distribution import collapse_lr as collapse_lr
+from gaugefix.theory.stationary_distribution import landscape_moments as landscape_moments
 from gaugefix.theory.two_layer_origin import batch_means as batch_means
 from gaugefix.theory.two_layer_origin import origin_exponents as origin_exponents
 from gaugefix.theory.two_layer_origin import origin_phase as origin_phase
