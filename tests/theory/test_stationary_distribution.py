@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from gaugefix.errors import ValidityWarning
-from gaugefix.theory import StationaryDistribution, collapse_lr, landscape_moments, lyapunov_exponent
+from gaugefix.theory import StationaryDistribution, collapse_lr, landscape_moments, lyapunov_exponent, zero_exponent
 
 ALPHA, BETA = (0.8, 0.8, 100.8), (1.0, 1.0)
 T_C = 1 / 100.8
@@ -192,3 +192,17 @@ def test_no_warning_below_the_collapse() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         law(0.99)
+
+
+def test_zero_exponent_is_the_power_of_the_distribution_function() -> None:
+    """In continuous time against the law itself, at a finite step against the threshold."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(1, 10, 400_000)
+    z *= 1 / z.mean()
+    lr = 0.7 * z.mean() / z.var()
+    found = law(0.7)
+    slope = np.diff(np.log(found.cdf(np.array([1e-9, 1e-6])))) / math.log(1e3)
+    assert zero_exponent(z, lr) == pytest.approx(slope[0], abs=0.02)
+    assert zero_exponent(z, 0.999 * collapse_lr(z)) < 1e-3
+    assert math.isnan(zero_exponent(z, 1.01 * collapse_lr(z)))
+    assert math.isnan(zero_exponent(z, lr / 10))

@@ -155,8 +155,10 @@ def _form(pieces: Sequence[Outer]) -> Iterator[Tensor]:
     entries = groups * pieces[0].size * right
     step = max(1, _BLOCK // entries)
     for i in range(0, n, step):
-        yield torch.stack([_product(p, slice(i, i + step)) for p in pieces]).sum(0) if len(pieces) > 1 else _product(
-            pieces[0], slice(i, i + step)
+        yield (
+            torch.stack([_product(p, slice(i, i + step)) for p in pieces]).sum(0)
+            if len(pieces) > 1
+            else _product(pieces[0], slice(i, i + step))
         )
 
 

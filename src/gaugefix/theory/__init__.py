@@ -33,13 +33,14 @@ from gaugefix.theory.multiplicative_noise import exponent_root as exponent_root
 from gaugefix.theory.multiplicative_noise import gaussian_regression_exponent as gaussian_regression_exponent
 from gaugefix.theory.multiplicative_noise import lyapunov_exponent as lyapunov_exponent
 from gaugefix.theory.multiplicative_noise import mean_square_growth as mean_square_growth
+from gaugefix.theory.product_collapse import collapse_lr as collapse_lr
+from gaugefix.theory.product_collapse import zero_exponent as zero_exponent
 from gaugefix.theory.product_regression import product_growth as product_growth
 from gaugefix.theory.product_regression import product_minimum as product_minimum
 from gaugefix.theory.product_regression import relearning_slope as relearning_slope
 from gaugefix.theory.stability_window import critical_lr as critical_lr
 from gaugefix.theory.stability_window import stability_window as stability_window
 from gaugefix.theory.stationary_distribution import StationaryDistribution as StationaryDistribution
-from gaugefix.theory.stationary_distribution import collapse_lr as collapse_lr
 from gaugefix.theory.stationary_distribution import landscape_moments as landscape_moments
 from gaugefix.theory.two_layer_origin import batch_means as batch_means
 from gaugefix.theory.two_layer_origin import origin_exponents as origin_exponents

@@ -19,7 +19,6 @@ import numpy as np
 from jaxtyping import Float
 
 from gaugefix.errors import ValidityWarning
-from gaugefix.theory.multiplicative_noise import exponent_root
 
 #: points of the grid in log v, how far it goes above the scale of v, and how far below (further near the collapse)
 _POINTS, _ABOVE, _BELOW = 400_000, 20.0, 30.0
@@ -166,28 +165,28 @@ class StationaryDistribution:
         """Density at v; zero everywhere if `collapsed` (the mass is a point)."""
         if self.collapsed:
             return np.zeros(np.shape(v))
-        return np.interp(v, self._grid, self._density, left=0.0, right=0.0)
+        return np.asarray(np.interp(v, self._grid, self._density, left=0.0, right=0.0))
 
     def cdf(self, v: Float[np.ndarray, " n"] | float) -> np.ndarray:
         """P(V ≤ v)."""
         if self.collapsed:
             return np.where(np.asarray(v) >= 0, 1.0, 0.0)
-        return np.interp(v, self._grid, self._mass, left=0.0, right=1.0)
+        return np.asarray(np.interp(v, self._grid, self._mass, left=0.0, right=1.0))
 
     def ppf(self, q: Float[np.ndarray, " n"] | float) -> np.ndarray:
         """Quantiles, the inverse of `cdf`."""
         if self.collapsed:
             return np.zeros(np.shape(q))
         keep = np.concatenate([[True], np.diff(self._mass) > 0])
-        return np.interp(q, self._mass[keep], self._grid[keep])
+        return np.asarray(np.interp(q, self._mass[keep], self._grid[keep]))
 
     @cached_property
     def _grid(self) -> np.ndarray:
         """Even in the logarithm of the distance from the centre: the density has structure at all scales near zero."""
         if self.depth == 0:
             half = np.exp(self._logs)
-            return self._centre + np.concatenate([-half[::-1], half])
-        return np.exp(self._logs)
+            return np.asarray(self._centre + np.concatenate([-half[::-1], half]))
+        return np.asarray(np.exp(self._logs))
 
     @cached_property
     def _logs(self) -> np.ndarray:
@@ -288,59 +287,6 @@ def landscape_moments(
     xx, xy = x * x, x * y
     alpha = float(xx.var()), float((xx * xy).mean() - xx.mean() * xy.mean()), float(xy.var())
     return alpha, (float(xx.mean()), float(xy.mean()))
-
-
-def collapse_lr(
-    signals: Float[np.ndarray, " n"], batch_size: int = 1, weight_decay: float = 0.0, *, exact: bool = True
-) -> float:
-    """Learning rate above which SGD collapses the product u·w of E(uwx − y)² to zero.
-
-    Beside zero the mode u + w is multiplied by 1 + 2 lr·(z̄ − λ/2) with the batch mean z̄ of z = xy. Exact, the
-    exponent E log|1 + 2 lr·(z̄ − λ/2)| vanishes; to second order lr = (E z − λ/2)/E(z̄ − λ/2)²; in the continuous-time
-    limit T_c = (E z − λ/2)/Var z, `StationaryDistribution.collapse_temperature`.
-
-    Args:
-        signals: z̄ of many minibatches, or z of single samples if ``batch_size`` is above 1; then batches are taken as
-            Gaussian beyond what their first two moments say only in the estimate (``exact=False``).
-        batch_size: samples in a batch of ``signals``.
-        weight_decay: λ.
-        exact: solve the exponent; needs the batch means themselves, ``batch_size=1``.
-
-    Returns:
-        The learning rate; 0 if E z ≤ λ/2 (every learning rate collapses); inf if the exponent never turns negative.
-
-    Raises:
-        ValueError: if ``exact`` and ``batch_size`` is not 1.
-
-    Source: arXiv 2308.06671 (result 8).
-
-    Example:
-        >>> z = np.array([2.0, -1.0])
-        >>> round(collapse_lr(z), 4), round(collapse_lr(z, exact=False), 4)
-        (0.25, 0.2)
-    """
-    if exact and batch_size != 1:
-        raise ValueError(
-            "The exact threshold needs the batch means: give them as signals (theory.batch_means lists them for a few "
-            "samples) with batch_size=1, or ask for exact=False."
-        )
-    z = np.asarray(signals, dtype=float) - weight_decay / 2
-    mean = float(z.mean())
-    if mean <= 0:
-        return 0.0
-    estimate = mean / (float(z.var()) / batch_size + mean**2)
-    if not exact:
-        return estimate
-
-    def exponent(lr: float) -> float:
-        return float(np.log(np.maximum(np.abs(1 + 2 * lr * z), 1e-300)).mean())
-
-    low = high = estimate
-    while exponent(low) <= 0:
-        low /= 2
-    while exponent(high) >= 0 and high < 1e6 * estimate:
-        high *= 1.05  # small steps: beyond the window of collapse the exponent is positive again
-    return exponent_root(exponent, low, high) if high < 1e6 * estimate else math.inf
 
 
 def _integral(values: np.ndarray, logs: np.ndarray) -> float:
