@@ -48,7 +48,7 @@ def test_what_export_refuses_is_traced_another_way(make: type[Body], way: str) -
     found = find_symmetries(model, (X,))
     plain = find_symmetries(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)), (X,))
     assert [s.group for s in found] == [s.group for s in plain] == ["S_6", "Z_2^6"]
-    assert [s.axes for s in found][0] == ("first.weight[0]", "first.bias[0]", "second.weight[1]")
+    assert found[0].axes == ("first.weight[0]", "first.bias[0]", "second.weight[1]")
     assert found.verified
     assert found.opaque == ()
     assert len(found.skipped) == 1

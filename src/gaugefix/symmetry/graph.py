@@ -99,6 +99,15 @@ class Graph:
     output_name: str = "output"
     notes: list[str] = field(default_factory=list)
 
+    def freeze(self, names: set[str]) -> None:
+        """Take parameters as constants: nothing may move them, and what they make of data is data.
+
+        Args:
+            names: of the parameters.
+        """
+        for name in names & self.params.keys():
+            self.params.pop(name).kind = "buffer"
+
 
 def _flatten(items: Any) -> Iterator[Value]:
     if isinstance(items, Value):
