@@ -101,8 +101,8 @@ class ShiftAction:
     def _product(self, record: Product, shifts: dict[Value, Tensor], params: Params) -> None:
         at = [i for i, f in enumerate(record.factors) if f.value in shifts]
         others = [f for i, f in enumerate(record.factors) if i not in at]
-        if len(at) != 1:
-            return
+        if len(at) != 1 or any(o.value.kind in {"buffer", "const"} for o in others):
+            return  # a condition says that nothing arrives at a product with a buffer
         shifted = record.factors[at[0]]
         if any(o.value in self.flow.classes.data for o in others):
             contracted = [k for k in shifted.groups if k not in record.out.groups]
