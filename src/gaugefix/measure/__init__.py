@@ -37,3 +37,13 @@ from gaugefix.measure.spectra import effective_rank as effective_rank
 from gaugefix.theory import predict_charge_step as predict_charge_step
 from gaugefix.theory import predict_layerwise_charge_step as predict_layerwise_charge_step
 from gaugefix.theory import predict_momentum_charge_step as predict_momentum_charge_step
+from gaugefix.measure.normal_blocks import NormalBlocks as NormalBlocks
+from gaugefix.measure.normal_blocks import StabilityLimits as StabilityLimits
+from gaugefix.measure.normal_blocks import normal_blocks as normal_blocks
+from gaugefix.measure.normal_blocks import stability_limits as stability_limits
+from gaugefix.measure.stability import DecayThreshold as DecayThreshold
+from gaugefix.measure.stability import LyapunovReport as LyapunovReport
+from gaugefix.measure.stability import MirrorExponent as MirrorExponent
+from gaugefix.measure.stability import lyapunov as lyapunov
+from gaugefix.measure.stability import lyapunov_exponent as lyapunov_exponent
+from gaugefix.measure.stability import weight_decay_threshold as weight_decay_threshold
