@@ -13,7 +13,8 @@ from torch import nn
 from gaugefix import Task, find_symmetries
 from gaugefix.errors import MeasurementError, ValidityWarning
 from gaugefix.measure import lyapunov, lyapunov_exponent, normal_blocks, stability_limits, weight_decay_threshold
-from gaugefix.measure.tangent_path import TangentPath, endless
+from gaugefix.measure.batches import endless
+from gaugefix.measure.tangent_path import TangentPath
 from gaugefix.theory import batch_means, origin_exponents
 from gaugefix.theory import lyapunov_exponent as closed_form
 

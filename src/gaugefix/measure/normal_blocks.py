@@ -252,7 +252,7 @@ def _blocks(task: Task, batch: Batch, params: dict[str, Tensor], basis: list[dic
             some = map_tensors(lambda t, a=start: t[a : a + size], batch)
 
             def each(values: dict[str, Tensor], some: Batch = some) -> dict[str, Tensor]:
-                return vmap(gradient, in_dims=(None, 0), randomness="different")(values, some)  # type: ignore[no-any-return]
+                return vmap(gradient, in_dims=(None, 0), randomness="different")(values, some)
 
             columns = []
             for direction in basis:

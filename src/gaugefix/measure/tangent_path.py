@@ -7,15 +7,13 @@ in the same step. With momentum the pair (z, buffer) is what is multiplied.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gaugefix.errors import MeasurementError
+from gaugefix.measure.batches import batch_gradient, endless
 from gaugefix.measure.classes import exact_copy
 from gaugefix.measure.perexample import trainable
 from gaugefix.symmetry import DenseMirror, Mirror, mirror_from_matrix
@@ -72,21 +70,6 @@ def plain_sgd_only(task: Task, what: str, *, momentum: bool = False) -> None:
             f"{what} needs momentum=0, got {task.momentum:g}: the update depends on the steps before. "
             "Use dataclasses.replace(task, momentum=0.0, lr=lr/(1 - momentum))."
         )
-
-
-def endless(task: Task, seed: int) -> Iterator[Batch]:
-    """The batches of one pass after the other, the stream that a run with this seed sees.
-
-    Args:
-        task: any task.
-        seed: of the first pass; pass k has ``seed + k``.
-
-    Yields:
-        Batches, without end.
-    """
-    while True:
-        yield from task.batch_iter(seed)
-        seed += 1
 
 
 class TangentPath:
@@ -157,7 +140,7 @@ class TangentPath:
         total: dict[str, Tensor] = {k: torch.zeros_like(p) for k, p in self.params.items()}
         squares, count = 0.0, 0
         for batch in self._task.batch_iter():
-            gradients = self._gradients(batch, create_graph=False)
+            _, gradients = batch_gradient(self._task, batch, self.params)
             squares += sum(float(g.square().sum()) for g in gradients.values())
             total = {k: total[k] + g for k, g in gradients.items()}
             count += 1
@@ -166,17 +149,9 @@ class TangentPath:
         scale = self._decay * size**0.5 + (squares / count) ** 0.5
         return force**0.5 / scale if force**0.5 > 1e-9 else 0.0
 
-    def _gradients(self, batch: Batch, *, create_graph: bool) -> dict[str, Tensor]:
-        with sdpa_kernel(SDPBackend.MATH) if create_graph else contextlib.nullcontext():
-            loss = self._task.loss(self._task.model, batch).mean()
-            found = torch.autograd.grad(
-                loss, list(self.params.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True
-            )
-        return dict(zip(self.params, found, strict=True))
-
     def _derivatives(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Gradient of the batch, and OᵀH_B O z."""
-        gradients = self._gradients(batch, create_graph=True)
+        _, gradients = batch_gradient(self._task, batch, self.params, create_graph=True)
         tangent = self._mirror.embed(self._z, self._all)
         names = [k for k in tangent if gradients[k].requires_grad]
         image = {k: torch.zeros_like(v) for k, v in tangent.items()}
@@ -214,4 +189,5 @@ class TangentPath:
     def _random(self) -> Tensor:
         like = next(iter(self.params.values()))
         z = torch.randn(self._mirror.codim(self._all), generator=self._generator, dtype=torch.float64)
-        return (z / z.norm()).to(like.device, like.dtype)
+        unit: Tensor = z / z.norm()
+        return unit.to(like.device, like.dtype)
