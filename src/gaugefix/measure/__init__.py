@@ -1,5 +1,12 @@
 """MEASURE: numbers of a live network, gradient moments, curvature, charges, collapse."""
 
+from gaugefix.measure.alignment import AlignmentReport as AlignmentReport
+from gaugefix.measure.alignment import AlignmentSummary as AlignmentSummary
+from gaugefix.measure.alignment import PowerLaws as PowerLaws
+from gaugefix.measure.alignment import alignment_report as alignment_report
+from gaugefix.measure.alignment import measure_alignment as measure_alignment
+from gaugefix.measure.alignment import phase as phase
+from gaugefix.measure.alignment import power_law_exponents as power_law_exponents
 from gaugefix.measure.capture import ClassProbe as ClassProbe
 from gaugefix.measure.capture import Probe as Probe
 from gaugefix.measure.capture import class_inputs as class_inputs
@@ -39,6 +46,8 @@ from gaugefix.measure.irreversibility import EchoResult as EchoResult
 from gaugefix.measure.irreversibility import Irreversibility as Irreversibility
 from gaugefix.measure.irreversibility import echo_test as echo_test
 from gaugefix.measure.irreversibility import irreversibility as irreversibility
+from gaugefix.measure.layer_balance import LayerBalance as LayerBalance
+from gaugefix.measure.layer_balance import stationarity_residual as stationarity_residual
 from gaugefix.measure.noise import GradientNoise as GradientNoise
 from gaugefix.measure.noise import NoiseGroup as NoiseGroup
 from gaugefix.measure.noise import gradient_noise as gradient_noise
@@ -49,6 +58,9 @@ from gaugefix.measure.normal_blocks import stability_limits as stability_limits
 from gaugefix.measure.records import Record as Record
 from gaugefix.measure.settle import Settled as Settled
 from gaugefix.measure.settle import settle as settle
+from gaugefix.measure.similarity import CKA as CKA
+from gaugefix.measure.similarity import linear_cka as linear_cka
+from gaugefix.measure.similarity import mutual_knn as mutual_knn
 from gaugefix.measure.sizes import live_units as live_units
 from gaugefix.measure.sizes import unit_sizes as unit_sizes
 from gaugefix.measure.spectra import effective_rank as effective_rank
