@@ -2,11 +2,11 @@
 
 from gaugefix.measure.alignment import AlignmentReport as AlignmentReport
 from gaugefix.measure.alignment import AlignmentSummary as AlignmentSummary
-from gaugefix.measure.alignment import PowerLaws as PowerLaws
 from gaugefix.measure.alignment import alignment_report as alignment_report
 from gaugefix.measure.alignment import measure_alignment as measure_alignment
-from gaugefix.measure.alignment import phase as phase
-from gaugefix.measure.alignment import power_law_exponents as power_law_exponents
+from gaugefix.measure.alignment_phase import PowerLaws as PowerLaws
+from gaugefix.measure.alignment_phase import phase as phase
+from gaugefix.measure.alignment_phase import power_law_exponents as power_law_exponents
 from gaugefix.measure.capture import ClassProbe as ClassProbe
 from gaugefix.measure.capture import Probe as Probe
 from gaugefix.measure.capture import class_inputs as class_inputs
