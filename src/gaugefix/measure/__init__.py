@@ -27,7 +27,13 @@ from gaugefix.measure.ghosts import collapse_threshold as collapse_threshold
 from gaugefix.measure.ghosts import drives as drives
 from gaugefix.measure.noise import GradientNoise as GradientNoise
 from gaugefix.measure.noise import NoiseGroup as NoiseGroup
+from gaugefix.measure.noise import UnitNoise as UnitNoise
 from gaugefix.measure.noise import gradient_noise as gradient_noise
+from gaugefix.measure.noise import unit_noise as unit_noise
+from gaugefix.measure.noise_operator import DirectionalNoise as DirectionalNoise
+from gaugefix.measure.noise_operator import NoiseOperator as NoiseOperator
+from gaugefix.measure.noise_operator import directional_variance as directional_variance
+from gaugefix.measure.noise_operator import noise_matvec as noise_matvec
 from gaugefix.measure.records import Record as Record
 from gaugefix.measure.settle import Settled as Settled
 from gaugefix.measure.settle import settle as settle
