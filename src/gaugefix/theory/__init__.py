@@ -4,6 +4,7 @@ from gaugefix.theory.balance import predict_charge_step as predict_charge_step
 from gaugefix.theory.balance import predict_layerwise_charge_step as predict_layerwise_charge_step
 from gaugefix.theory.balance import predict_momentum_charge_step as predict_momentum_charge_step
 from gaugefix.theory.collapsed_layer import Ascent as Ascent
+from gaugefix.theory.collapsed_layer import ascend as ascend
 from gaugefix.theory.collapsed_layer import homogeneous_pull as homogeneous_pull
 from gaugefix.theory.collapsed_layer import homogeneous_threshold as homogeneous_threshold
 from gaugefix.theory.collapsed_layer import predicted_rank as predicted_rank
