@@ -13,6 +13,7 @@ from gaugefix.theory.balance import predict_momentum_charge_step as predict_mome
 from gaugefix.theory.canonical_representation import canonical_exponents as canonical_exponents
 from gaugefix.theory.canonical_representation import deep_linear_exponents as deep_linear_exponents
 from gaugefix.theory.collapsed_layer import Ascent as Ascent
+from gaugefix.theory.collapsed_layer import ascend as ascend
 from gaugefix.theory.collapsed_layer import homogeneous_pull as homogeneous_pull
 from gaugefix.theory.collapsed_layer import homogeneous_threshold as homogeneous_threshold
 from gaugefix.theory.collapsed_layer import predicted_rank as predicted_rank
