@@ -23,6 +23,10 @@ class MeasurementError(GaugefixError, ValueError):
     """A quantity cannot be measured on this model or with these arguments."""
 
 
+class ControlError(GaugefixError, ValueError):
+    """A constraint cannot be imposed, or a symmetry removed, on this model or with these arguments."""
+
+
 class StudyError(GaugefixError, ValueError):
     """A study is unknown or cannot run here."""
 

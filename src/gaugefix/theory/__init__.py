@@ -20,3 +20,5 @@ from gaugefix.theory.multiplicative_noise import lyapunov_exponent as lyapunov_e
 from gaugefix.theory.product_regression import product_growth as product_growth
 from gaugefix.theory.product_regression import product_minimum as product_minimum
 from gaugefix.theory.product_regression import relearning_slope as relearning_slope
+from gaugefix.theory.redundant_factors import factor_decay as factor_decay
+from gaugefix.theory.redundant_factors import steps_to_zero as steps_to_zero
