@@ -39,6 +39,8 @@ from gaugefix.theory.product_collapse import zero_exponent as zero_exponent
 from gaugefix.theory.product_regression import product_growth as product_growth
 from gaugefix.theory.product_regression import product_minimum as product_minimum
 from gaugefix.theory.product_regression import relearning_slope as relearning_slope
+from gaugefix.theory.redundant_factors import factor_decay as factor_decay
+from gaugefix.theory.redundant_factors import steps_to_zero as steps_to_zero
 from gaugefix.theory.stability_window import critical_lr as critical_lr
 from gaugefix.theory.stability_window import stability_window as stability_window
 from gaugefix.theory.stationary_distribution import StationaryDistribution as StationaryDistribution
