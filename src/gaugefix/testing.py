@@ -61,7 +61,7 @@ def flat_directions(
     """P − rank J, with J = ∂f(x_i; θ)/∂θ stacked over random inputs x_i, in float64 at a generic θ.
 
     Inputs are drawn anew until J has 1.2 P rows (600 at least) and twice as many do not raise its rank: floating
-    inputs from N(0, 1), integer inputs uniformly from the range seen in the example, and whatever the model draws itself.
+    inputs from N(0, 1), integer inputs uniformly from the range seen in the example, and what the model draws itself.
 
     Args:
         model: any module; a copy is used.
@@ -114,9 +114,9 @@ def flat_directions(
     while True:
         blocks = [root]
         while rows < target and len(blocks) <= max_draws:
-            drawn = pytree.tree_map(lambda t: _redraw(t, generator), (args, kwargs))
+            some, named = pytree.tree_map(lambda t: _redraw(t, generator), (args, kwargs))
             noise = int(torch.randint(2**31, (), generator=generator))
-            blocks.append(_jacobian(lab, point, moving, *drawn, noise))
+            blocks.append(_jacobian(lab, point, moving, some, named, noise))
             rows += len(blocks[-1])
         stacked = torch.cat(blocks)
         root = torch.linalg.qr(stacked, mode="r")[1] if len(stacked) > n else stacked

@@ -152,7 +152,7 @@ class HandWrittenLSTM(nn.Module):
 
 @pytest.mark.parametrize(
     ("make", "flat"),
-    # input and recurrent biases are added: of the reset and update gates of the GRU only the sums count, of the LSTM all
+    # input and recurrent biases are added in the reset and update gates of the GRU, and in all gates of the LSTM
     [(HandWrittenGRU, 2 * 4), (HandWrittenLSTM, 4 * 4)],
 )
 def test_written_out_cells_are_seen_through(make: type[nn.Module], flat: int) -> None:

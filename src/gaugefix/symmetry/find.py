@@ -132,11 +132,7 @@ class _Objective(nn.Module):
 
 
 def _find_in_task(task: Task, *, verify: bool | Literal["auto"], trainable_only: bool = False, seed: int) -> Symmetries:
-    """Symmetries of the function, then those that only the loss has.
-
-    Cross-entropy does not see a constant added to all logits; squared error does not see a rotation of the outputs about
-    the targets in directions in which these do not vary.
-    """
+    """Symmetries of the function, then those that only the loss has."""
     batch = task.first_batch()
     found = find_symmetries(task.model, task.inputs(batch), verify=verify, trainable_only=trainable_only, seed=seed)
     objective = _Objective(task)

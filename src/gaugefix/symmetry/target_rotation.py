@@ -81,7 +81,8 @@ class TargetRotation(Symmetry):
         turn = free @ (q - torch.eye(len(q), dtype=q.dtype, device=q.device)) @ free.T  # Q − 1
 
         def turned(t: Tensor, dim: int) -> Tensor:
-            return t + torch.tensordot(turn, t, dims=([1], [dim])).movedim(0, dim)
+            change: Tensor = torch.tensordot(turn, t, dims=([1], [dim]))
+            return t + change.movedim(0, dim)
 
         out = {**params, self.weight: turned(params[self.weight], self.dim_out)}
         if self.bias is not None:

@@ -130,7 +130,8 @@ def power(op: Op, lower: Lowering) -> None:
 
 
 @register_rule(
-    "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "randn_like", "rand_like",
+    "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full",
+    "randn_like", "rand_like",
 )  # fmt: skip
 def constant(op: Op, lower: Lowering) -> None:
     """New numbers (noise too) that depend on a parameter by their shape only."""

@@ -1,4 +1,4 @@
-"""Recurrent cells: written out in the operations that they stand for. Whole sequences (nn.LSTM, nn.GRU) have no rule."""
+"""Recurrent cells, written out in the operations that they stand for. Whole sequences (nn.LSTM) have no rule."""
 
 from __future__ import annotations
 
