@@ -141,7 +141,7 @@ class ShiftAction:
         tied = {r.table for r in self.flow.tied.values() if r.record is record}
         at = [i for i, f in enumerate(record.factors) if f.value in shifts and f.value not in tied]
         others = [f for i, f in enumerate(record.factors) if i not in at]
-        if len(at) != 1 or any(o.value.kind in {"buffer", "const"} for o in others):
+        if len(at) != 1 or not all(self.flow.is_known(o.value) or o.value in self.flow.classes.data for o in others):
             return  # a condition says that nothing arrives at a product with a buffer
         shifted = record.factors[at[0]]
         if any(o.value in self.flow.classes.data for o in others):

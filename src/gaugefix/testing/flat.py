@@ -59,7 +59,7 @@ def flat_directions(
     """P − rank J, with J = ∂f(x_i; θ)/∂θ stacked over random inputs x_i, in float64 at a generic θ.
 
     Inputs are drawn anew until J has 1.2 P rows (600 at least) and twice as many do not raise its rank: floating
-    inputs from N(0, 1), integer inputs uniformly from the range seen in the example.
+    inputs from N(0, 1), integer inputs uniformly from the range seen in the example, and what the model draws itself.
 
     Args:
         model: any module; a copy is used.
@@ -112,8 +112,9 @@ def flat_directions(
     while True:
         blocks = [root]
         while rows < target and len(blocks) <= max_draws:
-            drawn = pytree.tree_map(lambda t: redraw(t, generator), (args, kwargs))
-            blocks.append(_jacobian(lab, point, moving, *drawn))
+            some, named = pytree.tree_map(lambda t: redraw(t, generator), (args, kwargs))
+            noise = int(torch.randint(2**31, (), generator=generator))
+            blocks.append(_jacobian(lab, point, moving, some, named, noise))
             rows += len(blocks[-1])
         stacked = torch.cat(blocks)
         root = torch.linalg.qr(stacked, mode="r")[1] if len(stacked) > n else stacked
@@ -146,12 +147,12 @@ def moving_parameters(model: nn.Module, params: Mapping[str, Tensor], trainable_
 
 
 def _jacobian(
-    model: nn.Module, params: Mapping[str, Tensor], moving: Mapping[str, Tensor], args: Any, kwargs: Any
+    model: nn.Module, params: Mapping[str, Tensor], moving: Mapping[str, Tensor], args: Any, kwargs: Any, noise: int
 ) -> Tensor:
     """All rows ∂(output entries)/∂(moving parameters) for one input, ``(entries, P)``."""
     leaves = {k: p.clone().requires_grad_() for k, p in moving.items()}
     with math_attention():
-        outputs = torch.cat([o.reshape(-1) for o in float_outputs(model, {**params, **leaves}, args, kwargs)])
+        outputs = torch.cat([o.reshape(-1) for o in float_outputs(model, {**params, **leaves}, args, kwargs, noise)])
     if not outputs.requires_grad:
         return outputs.new_zeros(len(outputs), sum(p.numel() for p in moving.values()))
     with math_attention():
