@@ -72,8 +72,8 @@ class OrderBreaking(Record):
 
     Attributes:
         name: of the class.
-        critical_lr: 1/‖H + λ‖, below which nothing can merge or split: sufficient, not necessary, and with the curvature
-            of the present point in place of its supremum.
+        critical_lr: 1/‖H + λ‖, below which nothing can merge or split: sufficient, not necessary, and with the
+            curvature of the present point in place of its supremum.
         pairwise_lr: 1/max R_ij, above which some pair of the present units passes through each other; inf if no pair
             approaches.
         max_rate: the largest R_ij.
@@ -200,7 +200,7 @@ def distinct_units(rows: Float[np.ndarray, "n entries"], units: Units, tolerance
     for some in np.split(rows, units.fibers):
         near = cKDTree(some).query_pairs(tolerance, output_type="ndarray")
         graph = coo_array((np.ones(len(near)), (near[:, 0], near[:, 1])), shape=(len(some), len(some)))
-        total += int(connected_components(graph, directed=False, return_labels=False))
+        total += connected_components(graph, directed=False)[0]
     return total
 
 
