@@ -50,7 +50,13 @@ from gaugefix.measure.layer_balance import LayerBalance as LayerBalance
 from gaugefix.measure.layer_balance import stationarity_residual as stationarity_residual
 from gaugefix.measure.noise import GradientNoise as GradientNoise
 from gaugefix.measure.noise import NoiseGroup as NoiseGroup
+from gaugefix.measure.noise import UnitNoise as UnitNoise
 from gaugefix.measure.noise import gradient_noise as gradient_noise
+from gaugefix.measure.noise import unit_noise as unit_noise
+from gaugefix.measure.noise_operator import DirectionalNoise as DirectionalNoise
+from gaugefix.measure.noise_operator import NoiseOperator as NoiseOperator
+from gaugefix.measure.noise_operator import directional_variance as directional_variance
+from gaugefix.measure.noise_operator import noise_matvec as noise_matvec
 from gaugefix.measure.normal_blocks import NormalBlocks as NormalBlocks
 from gaugefix.measure.normal_blocks import StabilityLimits as StabilityLimits
 from gaugefix.measure.normal_blocks import normal_blocks as normal_blocks

@@ -203,7 +203,7 @@ def o_hessian(
         values, vectors = np.linalg.eigh(block)
     else:
         matrix = None
-        values, vectors, residual = _lanczos(product, codim, n_lowest, seed)
+        values, vectors, residual = lanczos(product, codim, n_lowest, seed)
     return OHessian(
         mirror.name,
         codim,
@@ -237,7 +237,7 @@ def lambda_min(task: Task, *, max_samples: int = 2048, seed: int = 0) -> tuple[f
         image = h @ {k: p.reshape(shapes[k]) for k, p in zip(names, parts, strict=True)}
         return torch.cat([image[k].reshape(-1) for k in names]).double().cpu().numpy()
 
-    values, _, residual = _lanczos(product, sum(sizes), 1, seed)
+    values, _, residual = lanczos(product, sum(sizes), 1, seed)
     return float(values[0]), residual
 
 
@@ -245,7 +245,7 @@ def _dtype(operator: HessianOperator) -> torch.dtype:
     return next(iter(operator.gradient().values())).dtype
 
 
-def _lanczos(
+def lanczos(
     product: Callable[[np.ndarray], np.ndarray], size: int, count: int, seed: int
 ) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, "k c"], float]:
     """Lowest eigenpairs of a symmetric operator, and their largest relative residual."""

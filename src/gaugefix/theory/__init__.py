@@ -13,6 +13,7 @@ from gaugefix.theory.balance import predict_momentum_charge_step as predict_mome
 from gaugefix.theory.canonical_representation import canonical_exponents as canonical_exponents
 from gaugefix.theory.canonical_representation import deep_linear_exponents as deep_linear_exponents
 from gaugefix.theory.collapsed_layer import Ascent as Ascent
+from gaugefix.theory.collapsed_layer import ascend as ascend
 from gaugefix.theory.collapsed_layer import homogeneous_pull as homogeneous_pull
 from gaugefix.theory.collapsed_layer import homogeneous_threshold as homogeneous_threshold
 from gaugefix.theory.collapsed_layer import predicted_rank as predicted_rank
@@ -33,11 +34,17 @@ from gaugefix.theory.multiplicative_noise import exponent_root as exponent_root
 from gaugefix.theory.multiplicative_noise import gaussian_regression_exponent as gaussian_regression_exponent
 from gaugefix.theory.multiplicative_noise import lyapunov_exponent as lyapunov_exponent
 from gaugefix.theory.multiplicative_noise import mean_square_growth as mean_square_growth
+from gaugefix.theory.product_collapse import collapse_lr as collapse_lr
+from gaugefix.theory.product_collapse import zero_exponent as zero_exponent
 from gaugefix.theory.product_regression import product_growth as product_growth
 from gaugefix.theory.product_regression import product_minimum as product_minimum
 from gaugefix.theory.product_regression import relearning_slope as relearning_slope
+from gaugefix.theory.redundant_factors import factor_decay as factor_decay
+from gaugefix.theory.redundant_factors import steps_to_zero as steps_to_zero
 from gaugefix.theory.stability_window import critical_lr as critical_lr
 from gaugefix.theory.stability_window import stability_window as stability_window
+from gaugefix.theory.stationary_distribution import StationaryDistribution as StationaryDistribution
+from gaugefix.theory.stationary_distribution import landscape_moments as landscape_moments
 from gaugefix.theory.two_layer_origin import batch_means as batch_means
 from gaugefix.theory.two_layer_origin import origin_exponents as origin_exponents
 from gaugefix.theory.two_layer_origin import origin_phase as origin_phase
