@@ -17,8 +17,10 @@ from gaugefix.measure.collapse import collapse_report as collapse_report
 from gaugefix.measure.curvature import HessianOperator as HessianOperator
 from gaugefix.measure.curvature import OHessian as OHessian
 from gaugefix.measure.curvature import hvp as hvp
-from gaugefix.measure.curvature import lambda_min as lambda_min
 from gaugefix.measure.curvature import o_hessian as o_hessian
+from gaugefix.measure.extremes import HessianExtremes as HessianExtremes
+from gaugefix.measure.extremes import hessian_extremes as hessian_extremes
+from gaugefix.measure.extremes import lambda_min as lambda_min
 from gaugefix.measure.ghosts import Birth as Birth
 from gaugefix.measure.ghosts import CollapsedClass as CollapsedClass
 from gaugefix.measure.ghosts import Drives as Drives
