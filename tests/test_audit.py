@@ -22,7 +22,7 @@ from gaugefix.measure import ChargeReport, CollapseReport, GradientNoise, NoiseG
 from gaugefix.symmetry import OpaqueOp, Slice, Symmetries, Units, Verification
 from gaugefix.task import Task
 
-module = importlib.import_module("gaugefix.audit")  # `gaugefix.audit` is the function
+module = importlib.import_module("gaugefix.audit.run")
 
 
 def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -17,6 +17,9 @@ from gaugefix.symmetry.graph import math_attention
 from gaugefix.symmetry.symmetries import Symmetries
 from gaugefix.symmetry.verify import float_outputs, laboratory_copy, random_parameters, to_double
 
+#: ratio of the smallest kept to the largest dropped singular value above which a rank is beyond doubt
+MIN_GAP = 1e3
+
 
 @dataclass(frozen=True)
 class FlatDirections:
@@ -52,6 +55,8 @@ def flat_directions(
     max_parameters: int = 6000,
     max_draws: int = 400,
     basis: bool = False,
+    at_least: int | None = None,
+    trainable_only: bool = False,
 ) -> FlatDirections:
     """P − rank J, with J = ∂f(x_i; θ)/∂θ stacked over random inputs x_i, in float64 at a generic θ.
 
@@ -68,6 +73,10 @@ def flat_directions(
         max_parameters: refuse larger models; the cost grows as P³.
         max_draws: batches of inputs drawn at most in each round.
         basis: return the directions too.
+        at_least: directions known to be flat at θ (the span of checked generators). The count can only fall with more
+            inputs, so drawing stops when it is down to this number, which is much cheaper; ``basis`` then shows
+            whether the known directions are those.
+        trainable_only: directions of the parameters with ``requires_grad`` only; P is their number.
 
     Returns:
         The count with its quality.
@@ -88,7 +97,8 @@ def flat_directions(
     """
     generator = torch.Generator().manual_seed(seed)
     point = dict(params) if params is not None else random_parameters(model, generator)
-    n = sum(p.numel() for p in point.values())
+    moving = _moving(model, point, trainable_only)
+    n = sum(p.numel() for p in moving.values())
     if n > max_parameters:
         raise MeasurementError(
             f"flat_directions needs a dense Jacobian: the model has {n} parameters, the limit is {max_parameters}. "
@@ -98,24 +108,27 @@ def flat_directions(
     args, kwargs = to_double(args), to_double(dict(kwargs or {}))
     root = torch.zeros(0, n, dtype=torch.float64)  # RᵀR = JᵀJ: all that is needed of the rows so far
     rows, target, values, previous = 0, max(1.2 * n, 600.0), torch.zeros(1), -1
+    full = target
+    if at_least is not None:
+        target = min(full, n - at_least + 32.0)
     while True:
         blocks = [root]
         while rows < target and len(blocks) <= max_draws:
             drawn = pytree.tree_map(lambda t: _redraw(t, generator), (args, kwargs))
-            blocks.append(_jacobian(lab, point, *drawn))
+            blocks.append(_jacobian(lab, point, moving, *drawn))
             rows += len(blocks[-1])
         stacked = torch.cat(blocks)
         root = torch.linalg.qr(stacked, mode="r")[1] if len(stacked) > n else stacked
         values = torch.linalg.svdvals(root)
         rank = int((values > threshold * values[0]).sum()) if len(values) and values[0] > 0 else 0
-        if rank == previous or rows < target:
+        kept = float(values[rank - 1]) if rank else 0.0
+        dropped = float(values[rank]) if rank < len(values) else 0.0
+        gap = kept / dropped if dropped > 0 else math.inf
+        if rank == previous or rows < target or (n - rank == at_least and gap > MIN_GAP):
             break
-        previous, target = rank, 2 * rows  # more inputs may still show more directions
-    kept = float(values[rank - 1]) if rank else 0.0
-    dropped = float(values[rank]) if rank < len(values) else 0.0
-    gap = kept / dropped if dropped > 0 else math.inf
+        previous, target = rank, max(2.0 * rows, full)  # more inputs may still show more directions
     directions = torch.linalg.svd(root, full_matrices=True)[2][rank:] if basis else None
-    return FlatDirections(n - rank, n, rank, gap, rows, rows >= target and gap > 1e3, directions)
+    return FlatDirections(n - rank, n, rank, gap, rows, rows >= target and gap > MIN_GAP, directions)
 
 
 @dataclass(frozen=True)
@@ -138,7 +151,7 @@ class Completeness:
     @property
     def complete(self) -> bool:
         """Whether nothing is hidden."""
-        return self.explained == self.measured
+        return self.explained == self.measured and not self.hidden
 
 
 def completeness(
@@ -149,6 +162,7 @@ def completeness(
     *,
     seed: int = 0,
     max_parameters: int = 6000,
+    trainable_only: bool = False,
 ) -> Completeness:
     """Compare the symmetries with the flat directions of the function, and say where the rest lies.
 
@@ -159,11 +173,12 @@ def completeness(
         kwargs: example keyword arguments.
         seed: of parameters and inputs.
         max_parameters: as for `flat_directions`.
+        trainable_only: if the search was.
 
     Returns:
         The comparison.
 
-    Cost: `flat_directions` and one jvp for every generator.
+    Cost: `flat_directions`, which stops early if nothing is hidden, and one batched jvp for every symmetry.
 
     Example:
         >>> import torch
@@ -175,14 +190,18 @@ def completeness(
         (6, 6, {})
     """
     params = random_parameters(model, torch.Generator().manual_seed(seed))
-    flat = flat_directions(model, args, kwargs, params=params, seed=seed + 1, max_parameters=max_parameters, basis=True)
+    moving = _moving(model, params, trainable_only)
+    span = generator_span(found, moving)
+    flat = flat_directions(
+        model, args, kwargs, params=params, seed=seed + 1, max_parameters=max_parameters, basis=True,
+        at_least=len(span), trainable_only=trainable_only,
+    )  # fmt: skip
     assert flat.basis is not None
-    span = generator_span(found, params)
     rest = flat.basis - flat.basis @ span.T @ span
     _, values, right = torch.linalg.svd(rest, full_matrices=False)
     unexplained = right[values > 1e-6]
     hidden, at = {}, 0
-    for name, p in params.items():
+    for name, p in moving.items():
         block = unexplained[:, at : at + p.numel()]
         at += p.numel()
         rank = int(torch.linalg.matrix_rank(block, rtol=1e-6)) if float(block.norm()) > 1e-6 else 0
@@ -200,16 +219,26 @@ def _redraw(item: Any, generator: torch.Generator) -> Any:
     return torch.randint(low, high + 1, item.shape, generator=generator, dtype=item.dtype)
 
 
-def _jacobian(model: nn.Module, params: Mapping[str, Tensor], args: Any, kwargs: Any) -> Tensor:
-    """All rows ∂(output entries)/∂θ for one input, ``(entries, P)``."""
-    leaves = {k: p.clone().requires_grad_() for k, p in params.items()}
+def _moving(model: nn.Module, params: Mapping[str, Tensor], trainable_only: bool) -> dict[str, Tensor]:
+    frozen = {n for n, p in model.named_parameters() if trainable_only and not p.requires_grad}
+    return {n: p for n, p in params.items() if n not in frozen}
+
+
+def _jacobian(
+    model: nn.Module, params: Mapping[str, Tensor], moving: Mapping[str, Tensor], args: Any, kwargs: Any
+) -> Tensor:
+    """All rows ∂(output entries)/∂(moving parameters) for one input, ``(entries, P)``."""
+    leaves = {k: p.clone().requires_grad_() for k, p in moving.items()}
     with math_attention():
-        outputs = torch.cat([o.reshape(-1) for o in float_outputs(model, leaves, args, kwargs)])
+        outputs = torch.cat([o.reshape(-1) for o in float_outputs(model, {**params, **leaves}, args, kwargs)])
+    if not outputs.requires_grad:
+        return outputs.new_zeros(len(outputs), sum(p.numel() for p in moving.values()))
+    with math_attention():
         identity = torch.eye(len(outputs), dtype=outputs.dtype)
         grads = torch.autograd.grad(outputs, list(leaves.values()), identity, is_grads_batched=True, allow_unused=True)
     rows = [
         p.new_zeros(len(outputs), p.numel()) if g is None else g.reshape(len(outputs), -1)
-        for p, g in zip(params.values(), grads, strict=True)
+        for p, g in zip(moving.values(), grads, strict=True)
     ]
     return torch.cat(rows, dim=1).detach()
 

@@ -1,5 +1,12 @@
 """MEASURE: numbers of a live network, gradient moments, curvature, charges, collapse."""
 
+from gaugefix.measure.alignment import AlignmentReport as AlignmentReport
+from gaugefix.measure.alignment import AlignmentSummary as AlignmentSummary
+from gaugefix.measure.alignment import alignment_report as alignment_report
+from gaugefix.measure.alignment import measure_alignment as measure_alignment
+from gaugefix.measure.alignment_phase import PowerLaws as PowerLaws
+from gaugefix.measure.alignment_phase import phase as phase
+from gaugefix.measure.alignment_phase import power_law_exponents as power_law_exponents
 from gaugefix.measure.capture import ClassProbe as ClassProbe
 from gaugefix.measure.capture import Probe as Probe
 from gaugefix.measure.capture import class_inputs as class_inputs
@@ -18,6 +25,16 @@ from gaugefix.measure.curvature import HessianOperator as HessianOperator
 from gaugefix.measure.curvature import OHessian as OHessian
 from gaugefix.measure.curvature import hvp as hvp
 from gaugefix.measure.curvature import o_hessian as o_hessian
+from gaugefix.measure.decay_threshold import DecayThreshold as DecayThreshold
+from gaugefix.measure.decay_threshold import weight_decay_threshold as weight_decay_threshold
+from gaugefix.measure.entropy import EntropicForce as EntropicForce
+from gaugefix.measure.entropy import EntropicLoss as EntropicLoss
+from gaugefix.measure.entropy import entropic_force as entropic_force
+from gaugefix.measure.entropy import entropic_loss as entropic_loss
+from gaugefix.measure.equipartition import EntropyReport as EntropyReport
+from gaugefix.measure.equipartition import Equipartition as Equipartition
+from gaugefix.measure.equipartition import entropy_report as entropy_report
+from gaugefix.measure.equipartition import equipartition_residual as equipartition_residual
 from gaugefix.measure.extremes import HessianExtremes as HessianExtremes
 from gaugefix.measure.extremes import hessian_extremes as hessian_extremes
 from gaugefix.measure.extremes import lambda_min as lambda_min
@@ -27,6 +44,12 @@ from gaugefix.measure.ghosts import Drives as Drives
 from gaugefix.measure.ghosts import birth_threshold as birth_threshold
 from gaugefix.measure.ghosts import collapse_threshold as collapse_threshold
 from gaugefix.measure.ghosts import drives as drives
+from gaugefix.measure.irreversibility import EchoResult as EchoResult
+from gaugefix.measure.irreversibility import Irreversibility as Irreversibility
+from gaugefix.measure.irreversibility import echo_test as echo_test
+from gaugefix.measure.irreversibility import irreversibility as irreversibility
+from gaugefix.measure.layer_balance import LayerBalance as LayerBalance
+from gaugefix.measure.layer_balance import stationarity_residual as stationarity_residual
 from gaugefix.measure.noise import GradientNoise as GradientNoise
 from gaugefix.measure.noise import NoiseGroup as NoiseGroup
 from gaugefix.measure.noise import UnitNoise as UnitNoise
@@ -36,12 +59,23 @@ from gaugefix.measure.noise_operator import DirectionalNoise as DirectionalNoise
 from gaugefix.measure.noise_operator import NoiseOperator as NoiseOperator
 from gaugefix.measure.noise_operator import directional_variance as directional_variance
 from gaugefix.measure.noise_operator import noise_matvec as noise_matvec
+from gaugefix.measure.normal_blocks import NormalBlocks as NormalBlocks
+from gaugefix.measure.normal_blocks import StabilityLimits as StabilityLimits
+from gaugefix.measure.normal_blocks import normal_blocks as normal_blocks
+from gaugefix.measure.normal_blocks import stability_limits as stability_limits
 from gaugefix.measure.records import Record as Record
 from gaugefix.measure.settle import Settled as Settled
 from gaugefix.measure.settle import settle as settle
+from gaugefix.measure.similarity import CKA as CKA
+from gaugefix.measure.similarity import linear_cka as linear_cka
+from gaugefix.measure.similarity import mutual_knn as mutual_knn
 from gaugefix.measure.sizes import live_units as live_units
 from gaugefix.measure.sizes import unit_sizes as unit_sizes
 from gaugefix.measure.spectra import effective_rank as effective_rank
+from gaugefix.measure.stability import LyapunovReport as LyapunovReport
+from gaugefix.measure.stability import MirrorExponent as MirrorExponent
+from gaugefix.measure.stability import lyapunov as lyapunov
+from gaugefix.measure.stability import lyapunov_exponent as lyapunov_exponent
 from gaugefix.theory import predict_charge_step as predict_charge_step
 from gaugefix.theory import predict_layerwise_charge_step as predict_layerwise_charge_step
 from gaugefix.theory import predict_momentum_charge_step as predict_momentum_charge_step

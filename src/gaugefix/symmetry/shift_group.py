@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gaugefix.symmetry.axes import Axis
 from gaugefix.symmetry.groups import Symmetry
+from gaugefix.symmetry.records import Product
 from gaugefix.symmetry.shift_action import ShiftAction
 from gaugefix.symmetry.shifts import Condition, ShiftFlow, Source
 from gaugefix.symmetry.units import Params
@@ -56,6 +57,17 @@ class Shift(Symmetry):
         unit = self.path(k, torch.ones((), dtype=torch.float64))
         moved = self.apply(params, unit)
         return {n: moved[n] - params[n] for n in self.parameters}
+
+    def generators(self, params: Params) -> dict[str, Tensor]:
+        """Every constant set to one, in one batch."""
+        moved = [n for n in self.parameters if n in params]
+
+        def act(element: Tensor) -> tuple[Tensor, ...]:
+            new = self.apply(params, element)
+            return tuple(new[n] - params[n] for n in moved)
+
+        units = torch.eye(self._length, dtype=next(iter(params.values())).dtype)
+        return dict(zip(moved, torch.func.vmap(act)(units), strict=True))
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """Gaussian constants."""
@@ -261,7 +273,7 @@ def _shift(
     action: ShiftAction, vector: tuple[tuple[Source, float], ...], leaves: tuple[Axis, ...],
     sectors: tuple[frozenset[Axis], ...], dim: int, conditions: tuple[Condition, ...] = (),
 ) -> Shift:  # fmt: skip
-    params = dict.fromkeys(s[0].name for s, _ in vector)
+    params = dict.fromkeys(_moved(action, s) for s, _ in vector)
     return Shift(
         f"{', '.join(params)}: shift",
         f"T({dim})",
@@ -276,10 +288,16 @@ def _shift(
     )
 
 
+def _moved(action: ShiftAction, source: Source) -> str:
+    """The parameter behind a source: itself, or the weight of a product that takes up a constant."""
+    record = action.producers.get(source[0])
+    return action.flow.biased[record].value.name if isinstance(record, Product) else source[0].name
+
+
 def _touched(action: ShiftAction, vector: tuple[tuple[Source, float], ...]) -> list[str]:
     """Biases that absorb the shift."""
     sources = {s for s, _ in vector}
-    return [absorber[0].name for absorber, form in action.flow.absorbed.items() if sources & form.keys()]
+    return [_moved(action, absorber) for absorber, form in action.flow.absorbed.items() if sources & form.keys()]
 
 
 def _sparse_null_space(matrix: np.ndarray) -> list[np.ndarray]:
@@ -317,7 +335,7 @@ def _numeric(
 ) -> tuple[Symmetry | None, str | None]:
     """Some arrival went through weights: the null space depends on θ; its generic dimension is computed."""
     n = sum(_count(action, s) for s in sources)
-    names = ", ".join(dict.fromkeys(s[0].name for s in sources))
+    names = ", ".join(dict.fromkeys(_moved(action, s) for s in sources))
     if n > MAX_NUMERIC:
         return None, f"shifts of {names} ({n} numbers) pass through weights without a bias; not solved at this size"
     generator = torch.Generator().manual_seed(0)

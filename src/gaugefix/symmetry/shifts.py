@@ -9,16 +9,19 @@ linear system for the constants, solved sector by sector like the charges.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal
+
+from torch import Tensor
 
 from gaugefix.symmetry.axes import Axis, AxisError
 from gaugefix.symmetry.cells import Cell, JointCell, Slot
 from gaugefix.symmetry.classes import Classes
 from gaugefix.symmetry.graph import Value
 from gaugefix.symmetry.records import Cut, Label, Norm, Operand, Pointwise, Product, Record, Softmax, Sum
+from gaugefix.symmetry.units import Params
 
 Source = tuple[Value, Cell]  # a cell of a parameter that is added somewhere
 How = Literal["copy", "map", "wild"]
@@ -68,16 +71,20 @@ class ShiftFlow:
     Attributes:
         classes: of the lowered graph.
         sources: the unknowns, each with the leaves it may depend on.
-        absorbing: source -> the sum in which it takes back what arrives.
+        absorbing: source -> the sum (or product) in which it takes back what arrives.
         absorbed: source -> what arrives there.
         conditions: what the unknowns must satisfy.
+        biased: products that can take up a constant without a bias (see `VirtualBiases`), with their weight.
+        take_up: how they do.
     """
 
     classes: Classes
     sources: dict[Source, frozenset[Axis]] = field(default_factory=dict)
-    absorbing: dict[Source, Sum] = field(default_factory=dict)
+    absorbing: dict[Source, Sum | Product] = field(default_factory=dict)
     absorbed: dict[Source, Form] = field(default_factory=dict)
     conditions: list[Condition] = field(default_factory=list)
+    biased: dict[Product, Operand] = field(default_factory=dict)
+    take_up: Callable[[Product, Tensor, Params], tuple[str, Tensor]] | None = None
     _forms: dict[tuple[Value, Cell], Form] = field(default_factory=dict)
     _stochastic: dict[Value, int] = field(default_factory=dict)  # value -> dimension along which it sums to one
     _averages: dict[tuple[int, Cell], list[tuple[JointCell, Form]]] = field(default_factory=dict)
@@ -99,6 +106,8 @@ class ShiftFlow:
                 for joint in joints:
                     self._step(record, joint)
                 self._compare_parts()
+                if record in self.biased:
+                    self._bias(record)
             except AxisError:
                 for operand in record.operands():
                     self._forbid(operand)
@@ -210,6 +219,26 @@ class ShiftFlow:
         self.absorbing[source] = record
         self.absorbed[source] = arriving
         return True
+
+    def _bias(self, record: Product) -> None:
+        """A product that takes up a constant is a source of its own, and takes back what arrives if it can."""
+        labels = [k for k in self.biased[record].groups if k in record.out.groups]
+        dims = {d for k in labels for d in record.out.groups[k]}
+        own: dict[Source, Arrival] = {}
+        for cell in dict.fromkeys(joint.cells[0] for joint in self.classes.cells.joint(record)):
+            slots = [(s, leaf) for s, leaf in self.classes.cells.slots(record.out.value, cell) if s[0] in dims]
+            source = (record.out.value, cell)
+            self.sources[source] = frozenset(leaf for _, leaf in slots)
+            own[source] = Arrival("copy", 1.0, frozenset(s for s, _ in slots))
+        arriving = {s: self._forms.get(s, {}) for s in own}
+        takes = all(
+            a.how != "wild" and a.slots <= own[s].slots for s, form in arriving.items() for a in form.values()
+        ) and any(arriving.values())
+        for source, form in arriving.items():
+            if takes:
+                self.absorbing[source] = record
+                self.absorbed[source] = form
+            self._forms[source] = _add({} if takes else form, {source: own[source]})
 
     def _pass_stochastic(self, record: Sum) -> None:
         term = record.terms[0]
