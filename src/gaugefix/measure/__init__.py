@@ -50,6 +50,12 @@ from gaugefix.measure.irreversibility import echo_test as echo_test
 from gaugefix.measure.irreversibility import irreversibility as irreversibility
 from gaugefix.measure.layer_balance import LayerBalance as LayerBalance
 from gaugefix.measure.layer_balance import stationarity_residual as stationarity_residual
+from gaugefix.measure.noether import NoetherCharge as NoetherCharge
+from gaugefix.measure.noether import NoetherLaw as NoetherLaw
+from gaugefix.measure.noether import NoiseEquilibrium as NoiseEquilibrium
+from gaugefix.measure.noether import check_noether_law as check_noether_law
+from gaugefix.measure.noether import noether_charges as noether_charges
+from gaugefix.measure.noether import noise_equilibrium as noise_equilibrium
 from gaugefix.measure.noise import GradientNoise as GradientNoise
 from gaugefix.measure.noise import NoiseGroup as NoiseGroup
 from gaugefix.measure.noise import UnitNoise as UnitNoise

@@ -219,9 +219,7 @@ def _lowest(model: GhostModel, seed: int, count: int = 6) -> GhostBlock:
     return _from_modes(model, values, vectors, residual, "lanczos")
 
 
-def _from_modes(
-    model: GhostModel, values: np.ndarray, vectors: np.ndarray, residual: float, method: str
-) -> GhostBlock:
+def _from_modes(model: GhostModel, values: np.ndarray, vectors: np.ndarray, residual: float, method: str) -> GhostBlock:
     """Eigenvalues of [[0, −Cᵀ], [−C, 0]] come in pairs ±σ: the lower half are −σ."""
     modes = np.maximum(-values, 0.0)
     w, u = len(model.columns("write")), len(model.columns("read"))
@@ -306,7 +304,6 @@ def unsuitable(units: Units, params: dict[str, Tensor]) -> str:
     if any(s.index.shape[2] > 1 for s in units.incoming):
         return "units are whole blocks of parameters (heads): see the classes inside them"
     return ""
-
 
 
 def quick_precision(copy: Task) -> Task:
