@@ -69,6 +69,11 @@ from gaugefix.measure.normal_blocks import NormalBlocks as NormalBlocks
 from gaugefix.measure.normal_blocks import StabilityLimits as StabilityLimits
 from gaugefix.measure.normal_blocks import normal_blocks as normal_blocks
 from gaugefix.measure.normal_blocks import stability_limits as stability_limits
+from gaugefix.measure.order import DistinctUnits as DistinctUnits
+from gaugefix.measure.order import OrderParameters as OrderParameters
+from gaugefix.measure.order import distinct_units as distinct_units
+from gaugefix.measure.order import mirror_distances as mirror_distances
+from gaugefix.measure.order import order_parameters as order_parameters
 from gaugefix.measure.records import Record as Record
 from gaugefix.measure.settle import Settled as Settled
 from gaugefix.measure.settle import settle as settle
@@ -78,6 +83,7 @@ from gaugefix.measure.similarity import mutual_knn as mutual_knn
 from gaugefix.measure.sizes import live_units as live_units
 from gaugefix.measure.sizes import unit_sizes as unit_sizes
 from gaugefix.measure.spectra import effective_rank as effective_rank
+from gaugefix.measure.spectra import numerical_rank as numerical_rank
 from gaugefix.measure.stability import LyapunovReport as LyapunovReport
 from gaugefix.measure.stability import MirrorExponent as MirrorExponent
 from gaugefix.measure.stability import lyapunov as lyapunov
