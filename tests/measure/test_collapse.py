@@ -144,8 +144,6 @@ def test_joint_rank_of_queries_and_keys(heads):
     def change(params):
         w = params["attention.in_proj_weight"]
         w[2:4] = w[:2].flip(0) + w[:2]
-            :2
-        ].repeat(2, 1)
         w[16:20] = w[16:17] * torch.arange(1.0, 5.0)[:, None]
 
     found = _attention_report(heads, change)

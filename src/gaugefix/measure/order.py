@@ -182,8 +182,7 @@ def _distinct(
         labels = np.arange(1, len(members) + 1)
         if len(members) > 1:
             labels = fcluster(linkage(squareform(distances, checks=False), "single"), tolerance, "distance")
-        for k in Counter(labels.tolist()):
-            clusters.append(tuple(int(i) for i in f * units.size + members[labels == k]))
+        clusters += [tuple(int(i) for i in f * units.size + members[labels == k]) for k in Counter(labels.tolist())]
     clusters.sort(key=lambda c: (-len(c), c))
     return DistinctUnits(units.name, len(clusters), int(live.sum()), tuple(clusters), all_distances, tolerance)
 
