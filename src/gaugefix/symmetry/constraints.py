@@ -50,8 +50,9 @@ class Constraints:
     _known: dict[tuple[Value, Dims], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def _like(self) -> Tensor:
+        """The smallest parameter, for its dtype: where they are made when asked for, no other is made for this."""
         params = self.flow.classes.cells.lower.graph.params
-        return self.params[min(params, key=lambda n: math.prod(params[n].shape))]
+        return self.params[min((n for n in params if n in self.params), key=lambda n: math.prod(params[n].shape))]
 
     def _size(self, value: Value, dims: Dims) -> int:
         return math.prod(value.shape[d] for d in dims)
@@ -257,7 +258,8 @@ class Constraints:
         return value.reshape(rows, -1), out_labels, in_labels
 
     def _norm(self, record: Norm, labels: list[Label]) -> tuple[Tensor, Tensor] | None:
-        if not record.reduced <= set(labels):
+        affine = [o.value for o in (record.gain, record.bias) if o is not None]
+        if not record.reduced <= set(labels) or not all(self.flow.is_parameter(v) for v in affine):
             return None
         like = self._like()
         size = math.prod(record.out.value.shape[d] for k in labels for d in record.out.groups[k])

@@ -52,9 +52,9 @@ def generator_dims(symmetries: Iterable[Symmetry], params: Params, *, threshold:
     Returns:
         One number for each function-level symmetry.
 
-    Cost: one jvp per generator and a dense factorisation; for narrow models.
+    Cost: one batched jvp per symmetry and a dense factorisation; for narrow models.
     """
-    return _span(symmetries, params, threshold)[0]
+    return count_generators(symmetries, params, threshold=threshold)[0]
 
 
 def generator_span(symmetries: Iterable[Symmetry], params: Params, *, threshold: float = 1e-7) -> Tensor:
@@ -68,25 +68,25 @@ def generator_span(symmetries: Iterable[Symmetry], params: Params, *, threshold:
     Returns:
         Orthonormal rows, ``(dimension, P)``, parameters flattened in order.
     """
-    return _span(symmetries, params, threshold)[1]
+    return count_generators(symmetries, params, threshold=threshold)[1]
 
 
-def _span(symmetries: Iterable[Symmetry], params: Params, threshold: float) -> tuple[list[int], Tensor]:
-    """Directions that each symmetry adds, and an orthonormal basis of all."""
+def count_generators(
+    symmetries: Iterable[Symmetry], params: Params, *, threshold: float = 1e-7
+) -> tuple[list[int], Tensor]:
+    """`generator_dims` and `generator_span` at once."""
     names = list(params)
     basis = torch.zeros(0, sum(p.numel() for p in params.values()), dtype=torch.float64)
     dims = []
     for s in symmetries:
         if s.level != "function":
             continue
-        rows = []
-        for k in range(s.n_generators):
-            field = s.generator(params, k)
-            rows.append(torch.cat([field.get(n, torch.zeros_like(params[n])).reshape(-1) for n in names]))
-        if not rows:
+        if not (count := s.n_generators):
             dims.append(0)
             continue
-        fields = torch.stack(rows)
+        moved = s.generators(params)
+        zero = {n: p.new_zeros(count, p.numel()) for n, p in params.items() if n not in moved}
+        fields = torch.cat([moved[n].reshape(count, -1) if n in moved else zero[n] for n in names], dim=1)
         sizes = fields.norm(dim=1, keepdim=True)
         fields = fields / sizes.clamp_min(1e-6 * sizes.max().clamp_min(1e-300))  # a projected one may be mere rounding
         for _ in range(2):  # twice is enough

@@ -141,8 +141,8 @@ class ShiftAction:
         tied = {r.table for r in self.flow.tied.values() if r.record is record}
         at = [i for i, f in enumerate(record.factors) if f.value in shifts and f.value not in tied]
         others = [f for i, f in enumerate(record.factors) if i not in at]
-        if len(at) != 1:
-            return
+        if len(at) != 1 or not all(self.flow.is_known(o.value) or o.value in self.flow.classes.data for o in others):
+            return  # a condition says that nothing arrives at a product with a buffer
         shifted = record.factors[at[0]]
         if any(o.value in self.flow.classes.data for o in others):
             contracted = [k for k in shifted.groups if k not in record.out.groups]

@@ -59,6 +59,17 @@ class Shift(Symmetry):
         moved = self._moved(params, self.path(k, torch.ones((), dtype=torch.float64)), tangent=True)
         return {n: moved[n] - params[n] for n in self.parameters}
 
+    def generators(self, params: Params) -> dict[str, Tensor]:
+        """Every constant set to one, in one batch."""
+        moved = [n for n in self.parameters if n in params]
+
+        def act(element: Tensor) -> tuple[Tensor, ...]:
+            new = self._moved(params, element, tangent=True)
+            return tuple(new[n] - params[n] for n in moved)
+
+        units = torch.eye(self._length, dtype=next(iter(params.values())).dtype)
+        return dict(zip(moved, torch.func.vmap(act)(units), strict=True))
+
     def sample(self, generator: torch.Generator) -> Tensor:
         """Gaussian constants."""
         return torch.randn(self._length, generator=generator, dtype=torch.float64)

@@ -131,6 +131,7 @@ class ShiftFlow:
         self._zero = set(lower.zero)
         self._shared = {leaf: len({key[0] for key, _ in c.slots}) for leaf, c in self.classes.by_leaf.items()}
         self._shiftable = self._find_shiftable()
+        self._known = self._find_known()
         for record in lower.records:
             try:
                 joints = list(self.classes.cells.joint(record))
@@ -147,6 +148,20 @@ class ShiftFlow:
                     self._forbid(operand)
         for value in lower.zero:
             self._forbid(Operand(value, {d: (d,) for d in range(value.ndim)}))
+
+    def is_known(self, value: Value) -> bool:
+        """Whether a value is made of parameters by products and sums, so that its numbers can be computed."""
+        return value in self._known
+
+    def _find_known(self) -> set[Value]:
+        lower = self.classes.cells.lower
+        known = set(lower.graph.params.values()) - self._zero
+        for record in lower.records:
+            if isinstance(record, Sum | Product) and all(
+                o.value in known and not o.hidden_dims() for o in record.operands()
+            ):
+                known.add(record.out.value)
+        return known
 
     def _find_shiftable(self) -> set[Value]:
         """Parameters that only ever enter sums with data, directly or after copies."""
@@ -313,8 +328,8 @@ class ShiftFlow:
                 ))
             elif any(o.value in self.classes.data for o in others):
                 self._store(joint, self._mix(joint, i, inputs[i], "wild"))
-            elif any(o.value in self._zero for o in others):
-                self._condition(joint, i + 1, inputs[i], None)  # a buffer, whose numbers we do not know
+            elif not all(self.is_known(o.value) for o in others):
+                self._condition(joint, i + 1, inputs[i], None)  # a buffer or softplus(w), whose numbers we do not know
             elif others or not constant:
                 self._store(joint, self._mix(joint, i, inputs[i], "map"))
             else:  # a sum over dimensions along which it is constant

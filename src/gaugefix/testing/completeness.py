@@ -12,7 +12,7 @@ from torch import nn
 from gaugefix.symmetry.generic import generator_dims, generator_span
 from gaugefix.symmetry.symmetries import Symmetries
 from gaugefix.symmetry.verify import random_parameters
-from gaugefix.testing.flat import flat_directions
+from gaugefix.testing.flat import flat_directions, moving_parameters
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Completeness:
     @property
     def complete(self) -> bool:
         """Whether nothing is hidden."""
-        return self.explained == self.measured
+        return self.explained == self.measured and not self.hidden
 
 
 def completeness(
@@ -46,6 +46,7 @@ def completeness(
     *,
     seed: int = 0,
     max_parameters: int = 6000,
+    trainable_only: bool = False,
 ) -> Completeness:
     """Compare the symmetries with the flat directions of the function, and say where the rest lies.
 
@@ -56,11 +57,12 @@ def completeness(
         kwargs: example keyword arguments.
         seed: of parameters and inputs.
         max_parameters: as for `flat_directions`.
+        trainable_only: if the search was.
 
     Returns:
         The comparison.
 
-    Cost: `flat_directions` and one jvp for every generator.
+    Cost: `flat_directions`, which stops early if nothing is hidden, and one batched jvp for every symmetry.
 
     Example:
         >>> import torch
@@ -72,14 +74,18 @@ def completeness(
         (6, 6, {})
     """
     params = random_parameters(model, torch.Generator().manual_seed(seed))
-    flat = flat_directions(model, args, kwargs, params=params, seed=seed + 1, max_parameters=max_parameters, basis=True)
+    moving = moving_parameters(model, params, trainable_only)
+    span = generator_span(found, moving)
+    flat = flat_directions(
+        model, args, kwargs, params=params, seed=seed + 1, max_parameters=max_parameters, basis=True,
+        at_least=len(span), trainable_only=trainable_only,
+    )  # fmt: skip
     assert flat.basis is not None
-    span = generator_span(found, params)
     rest = flat.basis - flat.basis @ span.T @ span
     _, values, right = torch.linalg.svd(rest, full_matrices=False)
     unexplained = right[values > 1e-6]
     hidden, at = {}, 0
-    for name, p in params.items():
+    for name, p in moving.items():
         block = unexplained[:, at : at + p.numel()]
         at += p.numel()
         rank = int(torch.linalg.matrix_rank(block, rtol=1e-6)) if float(block.norm()) > 1e-6 else 0
