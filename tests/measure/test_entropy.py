@@ -20,6 +20,7 @@ from gaugefix.measure import (
     entropy_report,
     equipartition_residual,
     irreversibility,
+    matrix_equipartition,
 )
 from gaugefix.measure.perexample import trainable
 
@@ -203,6 +204,29 @@ def test_the_layers_of_a_homogeneous_network_drift_apart_by_their_z(mlp, make_ta
         equipartition_residual(task, {"a": ["9.weight"]})
 
 
+def test_the_matrix_drift_of_a_linear_class_is_exact(regression):
+    task = regression("identity", lr=0.05, weight_decay=0.3)
+    symmetries = find_symmetries(task)
+    (found,) = matrix_equipartition(task, symmetries, n_batches=4)
+    units = next(u for u in symmetries.units if u.name == found.name)
+    start = _values(task)
+
+    def charge(values):
+        u, w = units.rows(values, "read"), units.rows(values, "write")
+        return u @ u.T - w @ w.T
+
+    changes = []
+    for b in task.batches():
+        g = _gradient(task, [b])
+        changes.append(charge({k: v - 0.05 * (g[k] + 0.3 * v) for k, v in start.items()}) - charge(start))
+    assert found.drift[0] == pytest.approx(torch.stack(changes).mean(0).numpy(), abs=1e-12)
+    diagonal = equipartition_residual(task, symmetries, n_batches=4)[0].drift
+    assert np.diagonal(found.drift[0]) == pytest.approx(diagonal, abs=1e-13)
+    assert found.residual > 0.01
+    relu = regression("relu")
+    assert matrix_equipartition(relu, find_symmetries(relu), n_batches=1) == ()
+
+
 def test_training_brings_the_layers_into_balance(make_task):
     """Online label noise, weight decay: the spread of z ends small while the gradients themselves stay apart."""
     rng = np.random.default_rng(0)
@@ -213,10 +237,10 @@ def test_training_brings_the_layers_into_balance(make_task):
         model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.ReLU(), nn.Linear(8, 2, bias=False)).double()
     with torch.no_grad():
         model[0].weight.mul_(3)
-    task = make_task(model, (x, y), batch_size=8, lr=0.03, weight_decay=0.02)
+    task = make_task(model, (x, y), batch_size=8, lr=0.03, weight_decay=0.1)
     groups = {"first": ["0.weight"], "second": ["2.weight"]}
     before = equipartition_residual(task, groups)[0].spread
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.03, weight_decay=0.02)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.03, weight_decay=0.1)
     total = np.zeros((2, 1))
     rounds = 20
     for epoch in range(2 * rounds):

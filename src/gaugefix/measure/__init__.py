@@ -34,8 +34,10 @@ from gaugefix.measure.entropy import entropic_force as entropic_force
 from gaugefix.measure.entropy import entropic_loss as entropic_loss
 from gaugefix.measure.equipartition import EntropyReport as EntropyReport
 from gaugefix.measure.equipartition import Equipartition as Equipartition
+from gaugefix.measure.equipartition import MatrixEquipartition as MatrixEquipartition
 from gaugefix.measure.equipartition import entropy_report as entropy_report
 from gaugefix.measure.equipartition import equipartition_residual as equipartition_residual
+from gaugefix.measure.equipartition import matrix_equipartition as matrix_equipartition
 from gaugefix.measure.ghosts import Birth as Birth
 from gaugefix.measure.ghosts import CollapsedClass as CollapsedClass
 from gaugefix.measure.ghosts import Drives as Drives
