@@ -50,7 +50,8 @@ class TopologyStep(Record):
         order_breaking: pairs with lr·R_ij > 1, which all reversals are among; −1 without gradients.
         max_rate: largest R_ij; nan without gradients.
         merges: pairs that came closer than 1e-3 of the median distance.
-        distinct: units that are farther than that from each other, in the end.
+        distinct: units that are farther than that from each other, in the end; as they are, while
+            `gaugefix.measure.distinct_units` compares them after scales and signs are taken out.
     """
 
     name: str
@@ -177,31 +178,8 @@ def topology_step(
         order_breaking=int((lr * rates > 1).sum()) if gradients is not None else -1,
         max_rate=float(rates.max(initial=-math.inf)) if gradients is not None else math.nan,
         merges=int(((later < close) & (length >= close)).sum()),
-        distinct=distinct_units(end, units, close),
+        distinct=_clusters(end, units, close),
     )
-
-
-def distinct_units(rows: Float[np.ndarray, "n entries"], units: Units, tolerance: float) -> int:
-    """Number of clusters of units, single linkage within every fiber.
-
-    Args:
-        rows: parameters of every unit.
-        units: the class.
-        tolerance: units at most this far from each other are one.
-
-    Returns:
-        The number.
-    """
-    from scipy.sparse import coo_array  # late: slow to import
-    from scipy.sparse.csgraph import connected_components
-    from scipy.spatial import cKDTree
-
-    total = 0
-    for some in np.split(rows, units.fibers):
-        near = cKDTree(some).query_pairs(tolerance, output_type="ndarray")
-        graph = coo_array((np.ones(len(near)), (near[:, 0], near[:, 1])), shape=(len(some), len(some)))
-        total += connected_components(graph, directed=False)[0]
-    return total
 
 
 def neuron_topology(
@@ -297,3 +275,17 @@ def _join(steps: list[TopologyStep]) -> TopologyStep:
         merges=sum(s.merges for s in steps),
         distinct=last.distinct,
     )
+
+
+def _clusters(rows: Float[np.ndarray, "n entries"], units: Units, tolerance: float) -> int:
+    """Number of clusters by single linkage within every fiber."""
+    from scipy.sparse import coo_array  # late: slow to import
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import cKDTree
+
+    total = 0
+    for some in np.split(rows, units.fibers):
+        near = cKDTree(some).query_pairs(tolerance, output_type="ndarray")
+        graph = coo_array((np.ones(len(near)), (near[:, 0], near[:, 1])), shape=(len(some), len(some)))
+        total += connected_components(graph, directed=False)[0]
+    return total
