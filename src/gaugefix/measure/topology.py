@@ -178,8 +178,31 @@ def topology_step(
         order_breaking=int((lr * rates > 1).sum()) if gradients is not None else -1,
         max_rate=float(rates.max(initial=-math.inf)) if gradients is not None else math.nan,
         merges=int(((later < close) & (length >= close)).sum()),
-        distinct=_clusters(end, units, close),
+        distinct=distinct_rows(end, units, close),
     )
+
+
+def distinct_rows(rows: Float[np.ndarray, "n entries"], units: Units, tolerance: float) -> int:
+    """Number of clusters of units, single linkage within every fiber.
+
+    Args:
+        rows: parameters of every unit.
+        units: the class.
+        tolerance: units at most this far from each other are one.
+
+    Returns:
+        The number.
+    """
+    from scipy.sparse import coo_array  # late: slow to import
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import cKDTree
+
+    total = 0
+    for some in np.split(rows, units.fibers):
+        near = cKDTree(some).query_pairs(tolerance, output_type="ndarray")
+        graph = coo_array((np.ones(len(near)), (near[:, 0], near[:, 1])), shape=(len(some), len(some)))
+        total += connected_components(graph, directed=False)[0]
+    return total
 
 
 def neuron_topology(
@@ -275,17 +298,3 @@ def _join(steps: list[TopologyStep]) -> TopologyStep:
         merges=sum(s.merges for s in steps),
         distinct=last.distinct,
     )
-
-
-def _clusters(rows: Float[np.ndarray, "n entries"], units: Units, tolerance: float) -> int:
-    """Number of clusters by single linkage within every fiber."""
-    from scipy.sparse import coo_array  # late: slow to import
-    from scipy.sparse.csgraph import connected_components
-    from scipy.spatial import cKDTree
-
-    total = 0
-    for some in np.split(rows, units.fibers):
-        near = cKDTree(some).query_pairs(tolerance, output_type="ndarray")
-        graph = coo_array((np.ones(len(near)), (near[:, 0], near[:, 1])), shape=(len(some), len(some)))
-        total += connected_components(graph, directed=False)[0]
-    return total
