@@ -33,8 +33,10 @@ from gaugefix.measure.entropy import entropic_force as entropic_force
 from gaugefix.measure.entropy import entropic_loss as entropic_loss
 from gaugefix.measure.equipartition import EntropyReport as EntropyReport
 from gaugefix.measure.equipartition import Equipartition as Equipartition
+from gaugefix.measure.equipartition import MatrixEquipartition as MatrixEquipartition
 from gaugefix.measure.equipartition import entropy_report as entropy_report
 from gaugefix.measure.equipartition import equipartition_residual as equipartition_residual
+from gaugefix.measure.equipartition import matrix_equipartition as matrix_equipartition
 from gaugefix.measure.extremes import HessianExtremes as HessianExtremes
 from gaugefix.measure.extremes import hessian_extremes as hessian_extremes
 from gaugefix.measure.extremes import lambda_min as lambda_min
