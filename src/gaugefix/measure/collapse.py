@@ -101,6 +101,7 @@ def collapse_report(
 
     *Duplicate*: live units with one incoming slice, up to a positive factor if the activation is homogeneous and up
     to sign if it is odd (*sign-tied*). They compute one feature and merge exactly, whatever their outgoing weights.
+    A class with a general linear group has none: whether two of its units agree is a matter of basis, its rank is not.
 
     *Low rank*: the incoming matrix of the live, distinct units (each row of norm 1 if the activation is homogeneous,
     so that an unbalanced layer is not mistaken for a thin one) has fewer nonzero singular values than its shape
@@ -155,7 +156,7 @@ def _collapse(
     params: Mapping[str, Tensor], units: Units, sides: Sides | None, inputs: Tensor | None, tol: float
 ) -> UnitCollapse:
     sizes, live = unit_sizes(params, units), live_units(params, units, tol)
-    found = find_clusters(params, units, live, sizes, tol, linear=sides is not None)
+    found = find_clusters(params, units, live, sizes, tol, linear="linear" in units.flags)
     rank = class_rank(params, units, live, found.per_fiber(units), sides, tol)
     spectrum = rank.spectrum
     duplicates = tuple(tuple(c) for c in sorted(found.clusters, key=len, reverse=True) if len(c) > 1)

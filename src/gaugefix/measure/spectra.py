@@ -82,7 +82,7 @@ def class_rank(
 
 def _product_values(plus: np.ndarray, minus: np.ndarray) -> np.ndarray:
     """Singular values of minusᵀ plus, from their triangular factors."""
-    r_plus, r_minus = (np.linalg.qr(m.T, mode="r") for m in (plus, minus))
+    r_plus, r_minus = (np.linalg.qr(m.T).R for m in (plus, minus))
     return np.asarray(np.linalg.svd(r_minus @ r_plus.T, compute_uv=False))
 
 
