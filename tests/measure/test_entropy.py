@@ -218,7 +218,7 @@ def test_training_brings_the_layers_into_balance(make_task):
     before = equipartition_residual(task, groups)[0].spread
     optimizer = torch.optim.SGD(model.parameters(), lr=0.03, weight_decay=0.02)
     total = np.zeros((2, 1))
-    rounds = 40
+    rounds = 20
     for epoch in range(2 * rounds):
         for i in torch.randperm(512, generator=torch.Generator().manual_seed(epoch)).split(8):
             optimizer.zero_grad()

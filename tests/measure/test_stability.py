@@ -62,12 +62,12 @@ def test_all_directions_together_have_the_larger_exponent():
 
 
 def test_the_error_bar_is_that_of_independent_batches():
-    h = torch.randn(4000, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    h = torch.randn(1600, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     task = dataclasses.replace(product_task(0.3), batches=lambda: h.split(1))
-    found = lyapunov_exponent(task, PLUS, mode="frozen", steps=4000, burn_in=0)
+    found = lyapunov_exponent(task, PLUS, mode="frozen", steps=1600, burn_in=0)
     logs = np.log(np.abs(1 + 0.3 * h.numpy()))
     assert found.value == pytest.approx(logs.mean(), abs=1e-12)
-    assert found.stderr == pytest.approx(logs.std() / math.sqrt(4000), rel=0.35)
+    assert found.stderr == pytest.approx(logs.std() / math.sqrt(1600), rel=0.35)
 
 
 @pytest.fixture
@@ -188,14 +188,14 @@ def test_no_threshold_below_one_over_the_learning_rate():
 
 
 def test_limits_of_the_origin():
-    found = stability_limits(product_task(0.9), PLUS, steps=20_000)
+    found = stability_limits(product_task(0.9), PLUS, steps=3000)
     assert found.value == pytest.approx(closed_form(-SIGNALS, 0.9), abs=4 * found.stderr)
     assert found.curvature == pytest.approx(-0.5)
     assert found.critical_lr == pytest.approx(0.5, abs=max(4 * found.critical_lr_stderr, 1e-3))
-    assert found.critical_lr_stderr < 0.02
+    assert found.critical_lr_stderr < 0.03
     assert found.critical_batch == 2  # held by batches of 2, not of 3
     assert found.critical_decay == 0.0
-    small = stability_limits(product_task(0.3), PLUS, steps=20_000)
+    small = stability_limits(product_task(0.3), PLUS, steps=3000)
     assert closed_form(-SIGNALS, 0.3, small.critical_decay) == pytest.approx(0.0, abs=4 * small.stderr)
     assert small.critical_batch == 0
     assert stability_limits(product_task(0.3), MINUS, steps=400).critical_batch == math.inf
@@ -267,3 +267,10 @@ def test_batches_of_the_closed_form_are_those_of_the_blocks():
     values, counts = np.unique(drawn.round(9), return_counts=True)
     assert values == pytest.approx(np.unique(-batch_means(SIGNALS, 2)))
     assert counts / 40_000 == pytest.approx([0.25, 0.5, 0.25], abs=0.01)
+
+
+def test_listing_the_entries_of_the_plane_changes_nothing(tied, monkeypatch):
+    task, mirror = tied
+    listed = lyapunov_exponent(task, mirror, steps=40, burn_in=0).value
+    monkeypatch.setattr("gaugefix.measure.tangent_path._LISTED", 0)
+    assert lyapunov_exponent(task, mirror, steps=40, burn_in=0).value == pytest.approx(listed, abs=1e-12)

@@ -77,6 +77,10 @@ from gaugefix.measure.normal_blocks import NormalBlocks as NormalBlocks
 from gaugefix.measure.normal_blocks import StabilityLimits as StabilityLimits
 from gaugefix.measure.normal_blocks import normal_blocks as normal_blocks
 from gaugefix.measure.normal_blocks import stability_limits as stability_limits
+from gaugefix.measure.optimizer_state import GroupState as GroupState
+from gaugefix.measure.optimizer_state import OptimizerReport as OptimizerReport
+from gaugefix.measure.optimizer_state import ParameterState as ParameterState
+from gaugefix.measure.optimizer_state import optimizer_report as optimizer_report
 from gaugefix.measure.order import DistinctUnits as DistinctUnits
 from gaugefix.measure.order import OrderParameters as OrderParameters
 from gaugefix.measure.order import distinct_units as distinct_units
@@ -96,6 +100,13 @@ from gaugefix.measure.stability import LyapunovReport as LyapunovReport
 from gaugefix.measure.stability import MirrorExponent as MirrorExponent
 from gaugefix.measure.stability import lyapunov as lyapunov
 from gaugefix.measure.stability import lyapunov_exponent as lyapunov_exponent
+from gaugefix.measure.topology import OrderBreaking as OrderBreaking
+from gaugefix.measure.topology import TopologyStep as TopologyStep
+from gaugefix.measure.topology import distinct_units as distinct_units
+from gaugefix.measure.topology import neuron_topology as neuron_topology
+from gaugefix.measure.topology import order_breaking_lr as order_breaking_lr
+from gaugefix.measure.topology import topology_step as topology_step
+from gaugefix.measure.topology import unit_pairs as unit_pairs
 from gaugefix.theory import predict_charge_step as predict_charge_step
 from gaugefix.theory import predict_layerwise_charge_step as predict_layerwise_charge_step
 from gaugefix.theory import predict_momentum_charge_step as predict_momentum_charge_step

@@ -59,7 +59,8 @@ class NormalBlocks(Record):
             ``(steps, k, k)``.
         """
         n, k, _ = self.blocks.shape
-        drawn = _draws(n, steps, batch_size, seed)
+        rng = np.random.default_rng(seed)
+        drawn = np.stack([rng.integers(0, n, steps) for _ in range(batch_size)], axis=1)
         flat = self.blocks.reshape(n, -1)
         if batch_size * 4 < n:
             total = sum((flat[column] for column in drawn.T), np.zeros((steps, k * k)))
@@ -296,9 +297,3 @@ def _critical_batch(
         else:
             high = middle
     return float(low)
-
-
-def _draws(n: int, steps: int, batch_size: int, seed: int) -> np.ndarray:
-    """``(steps, batch_size)`` indices; column b is the same for every batch size above b."""
-    rng = np.random.default_rng(seed)
-    return np.stack([rng.integers(0, n, steps) for _ in range(batch_size)], axis=1)

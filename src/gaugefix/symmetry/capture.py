@@ -90,7 +90,7 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     Raises:
         TraceError: naming the line in the way and what to do.
     """
-    with evaluation(model), torch.no_grad(), _quiet():
+    with evaluation(model), torch.no_grad(), torch.random.fork_rng(devices=[]), _quiet():
         try:
             return *_export(model, args, kwargs), ""
         except Exception as error:  # the exporter raises many types; whichever it is, it is the user's answer

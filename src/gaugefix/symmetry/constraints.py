@@ -52,8 +52,8 @@ class Constraints:
     _unseen: dict[tuple[Value, Dims], Tensor] = field(default_factory=dict)
 
     def _like(self) -> Tensor:
-        params = self.flow.classes.cells.lower.graph.params
-        return self.params[min(params, key=lambda n: math.prod(params[n].shape))]
+        """Any parameter, for its dtype."""
+        return next(iter(self.params.values()))
 
     def _size(self, value: Value, dims: Dims) -> int:
         return math.prod(value.shape[d] for d in dims)
@@ -259,7 +259,8 @@ class Constraints:
         return value.reshape(rows, -1), out_labels, in_labels
 
     def _norm(self, record: Norm, labels: list[Label]) -> tuple[Tensor, Tensor] | None:
-        if not record.reduced <= set(labels):
+        affine = [o.value for o in (record.gain, record.bias) if o is not None]
+        if not record.reduced <= set(labels) or not all(self.flow.is_parameter(v) for v in affine):
             return None
         like = self._like()
         size = math.prod(record.out.value.shape[d] for k in labels for d in record.out.groups[k])

@@ -22,7 +22,7 @@ from gaugefix.symmetry.graph import Value
 from gaugefix.symmetry.groups import Symmetry
 from gaugefix.symmetry.records import Cut, Label, Norm, Operand, Product, Sum
 from gaugefix.symmetry.shift_action import relabel
-from gaugefix.symmetry.stream_groups import VectorSymmetry
+from gaugefix.symmetry.stream_groups import LastPoint, VectorSymmetry
 from gaugefix.symmetry.units import Params
 
 #: numbers in a model up to which null spaces are looked for
@@ -83,7 +83,7 @@ class DeadDirections(VectorSymmetry):
     place: Place | None = None
     unseen: int = 0
     known: int = 0
-    _cache: list[tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]] = field(default_factory=list, repr=False)
+    _last: LastPoint[tuple[Tensor, Tensor, Tensor]] = field(default_factory=LastPoint, repr=False)
 
     def generator(self, params: Params, k: int) -> dict[str, Tensor]:
         """The change is linear in the element, so this is exact."""
@@ -111,11 +111,13 @@ class DeadDirections(VectorSymmetry):
         """U, N and α at a point, kept for the next generator."""
         assert self.flow is not None
         assert self.place is not None
-        key = tuple(params.values())
-        if not (self._cache and all(a is b for a, b in zip(key, self._cache[0][0], strict=True))):
-            u, n, alpha = spaces(Constraints(self.flow, params), self.place)
-            self._cache[:] = [(key, _fit(u, self.unseen), _fit(n, self.known), _fit(alpha[None], self.known)[0])]
-        return self._cache[0][1:]
+        flow, place = self.flow, self.place
+
+        def compute() -> tuple[Tensor, Tensor, Tensor]:
+            u, n, alpha = spaces(Constraints(flow, params), place)
+            return _fit(u, self.unseen), _fit(n, self.known), _fit(alpha[None], self.known)[0]
+
+        return self._last(params, compute)
 
 
 def _fit(matrix: Tensor, n: int) -> Tensor:
@@ -190,7 +192,7 @@ def _places(flow: Flow) -> Iterator[Place]:
             if x.value.kind != "param" or uses[x.value] != 1 or record.out.value not in flow.classes.data:
                 continue
             if isinstance(record, Product):
-                place = _read(flow, record, x)
+                place = read_place(flow, record, x)
                 if place is not None:
                     yield place
             elif isinstance(record, Sum) or (isinstance(record, Norm) and x is record.bias):
@@ -205,7 +207,17 @@ def _dims(operand: Operand, labels: list[Label]) -> Dims:
     return tuple(d for k in labels for d in operand.groups[k])
 
 
-def _read(flow: Flow, record: Product, w: Operand) -> Place | None:
+def read_place(flow: Flow, record: Product, w: Operand) -> Place | None:
+    """Where a weight is read by a product.
+
+    Args:
+        flow: who makes and reads what.
+        record: the product.
+        w: the weight.
+
+    Returns:
+        The place, or None if it has no rows of its own in the output.
+    """
     others = [f for f in record.factors if f is not w]
     shared = {k for f in others for k in f.groups}
     rows = [k for k in w.groups if k in record.out.groups and k not in shared]
@@ -279,7 +291,7 @@ class VirtualBiases:
             for w in record.factors:
                 if w.value.kind != "param" or uses[w.value] != 1:
                     continue
-                place = _read(self.flow, record, w)
+                place = read_place(self.flow, record, w)
                 if place is None or place.source is None or place.bias is not None:
                     continue
                 if bool(at.known(*place.source)[1].any()):

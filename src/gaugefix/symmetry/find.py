@@ -17,6 +17,7 @@ from gaugefix.symmetry.graph import trace
 from gaugefix.symmetry.lowering import Lowering
 from gaugefix.symmetry.patterns import recognise
 from gaugefix.symmetry.symmetries import Symmetries
+from gaugefix.symmetry.target_rotation import find_target_rotations
 from gaugefix.symmetry.verify import verify_symmetries
 from gaugefix.task import Task
 
@@ -45,8 +46,9 @@ def find_symmetries(
 
     Args:
         model: any exportable module, or a `Task`: then the inputs are its own, and symmetries that only its loss has
-            are listed with ``level="loss"`` (cross-entropy does not see a constant added to all logits). Left exactly
-            as it was.
+            are listed with ``level="loss"`` (cross-entropy does not see a constant added to all logits; squared error
+            does not see rotations of the outputs in directions in which the targets of one pass do not vary). Left
+            exactly as it was.
         args: example positional arguments; only their shapes matter. Use a batch of at least 2.
         kwargs: example keyword arguments.
         verify: apply random elements of every group to random parameters in float64 and compare outputs. "auto" does
@@ -94,14 +96,20 @@ def _find(
     *,
     trainable_only: bool = False,
 ) -> Symmetries:
-    graph = trace(model, args, kwargs, prefix=prefix)
     frozen = {n.removeprefix(prefix) for n, p in model.named_parameters() if trainable_only and not p.requires_grad}
-    graph.freeze(frozen)
-    found = assemble(Classes(Cells(Lowering(recognise(graph)).run())))
+    found = assemble(Classes(Cells(_lowered(model, args, kwargs, prefix, frozen))))
     if not frozen:
         return found
     notes = frozen_notes(_find(model, args, kwargs, prefix), found, frozen)
     return replace(found, skipped=(*found.skipped, *notes))
+
+
+def _lowered(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None, prefix: str, frozen: set[str]
+) -> Lowering:
+    graph = trace(model, args, kwargs, prefix=prefix)
+    graph.freeze(frozen)
+    return Lowering(recognise(graph)).run()
 
 
 def _should_verify(model: nn.Module, verify: bool | Literal["auto"]) -> bool:
@@ -124,14 +132,19 @@ class _Objective(nn.Module):
 
 
 def _find_in_task(task: Task, *, verify: bool | Literal["auto"], trainable_only: bool = False, seed: int) -> Symmetries:
-    """Symmetries of the function, then those that only the loss has (a shift of all logits by a constant)."""
+    """Symmetries of the function, then those that only the loss has."""
     batch = task.first_batch()
     found = find_symmetries(task.model, task.inputs(batch), verify=verify, trainable_only=trainable_only, seed=seed)
     objective = _Objective(task)
+    frozen = {n for n, p in task.model.named_parameters() if trainable_only and not p.requires_grad}
     try:
         whole = _find(objective, (batch,), None, prefix="model.", trainable_only=trainable_only)
     except TraceError as error:
-        return replace(found, skipped=(*found.skipped, f"symmetries of the loss: {error}"))
+        note = f"symmetries of the loss that do not depend on the targets: {error}"
+        whole = replace(found, symmetries=(), verification=(), rejected=(), opaque=())
+        found = replace(found, skipped=(*found.skipped, note))
+    turns = find_target_rotations(task, _lowered(task.model, task.inputs(batch), None, "", frozen))
+    whole = replace(whole, symmetries=(*whole.symmetries, *turns))
     if _should_verify(task.model, verify):
         whole = verify_symmetries(whole, objective, (batch,), {}, seed=seed, prefix="model.")
     known = {(s.group, s.axes) for s in found}

@@ -11,6 +11,7 @@ from gaugefix.symmetry.groups import Symmetry
 from gaugefix.symmetry.shift_group import find_shifts
 from gaugefix.symmetry.shifts import ShiftFlow
 from gaugefix.symmetry.stream import find_stream_symmetries
+from gaugefix.symmetry.tied import find_tied
 
 
 def find_gauges(classes: Classes, names: dict[Axis, str]) -> tuple[list[Symmetry], list[str]]:
@@ -25,7 +26,7 @@ def find_gauges(classes: Classes, names: dict[Axis, str]) -> tuple[list[Symmetry
     """
     flow = Flow(classes)
     virtual = VirtualBiases(flow)
-    shifting = ShiftFlow(classes, biased=virtual.weights(), take_up=virtual.take_up)
+    shifting = ShiftFlow(classes, biased=virtual.weights(), take_up=virtual.take_up, tied=find_tied(flow))
     shifts, notes = find_shifts(shifting, names)
     stream = find_stream_symmetries(flow, names, {value: leaves for (value, _), leaves in shifting.sources.items()})
     return [*shifts, *stream, *find_bypasses(flow), *find_dead(flow)], notes

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from gaugefix.errors import TraceError
 from gaugefix.symmetry.capture import capture
 
-Kind = Literal["param", "buffer", "input", "const", "op"]
+Kind = Literal["param", "buffer", "input", "const", "zeros", "op"]
 
 
 @dataclass(eq=False)
@@ -53,6 +53,7 @@ class Op:
         kwargs: the same for keyword arguments.
         outputs: what it makes; several for split, unbind, ….
         place: module path for messages.
+        in_place: whether it writes to its first argument.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Op:
     kwargs: dict[str, Any]
     outputs: tuple[Value, ...]
     place: str = ""
+    in_place: bool = False
 
     def arg(self, position: int, keyword: str, default: Any = None) -> Any:
         """An argument by position or keyword."""
@@ -242,7 +244,8 @@ class _Reader:
             if isinstance(t, Tensor)
         )
         self.env[node] = values if many else values[0]
-        self.ops.append(Op(name, tuple(args), kwargs, values, _place(node)))
+        in_place = getattr(getattr(target, "_schema", None), "is_mutable", False)
+        self.ops.append(Op(name, tuple(args), kwargs, values, _place(node), in_place))
 
     def _inline(self, node: fx.Node, args: Any, prefix: str) -> None:
         at = next(i for i, a in enumerate(args) if isinstance(a, fx.GraphModule))

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Literal
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -56,12 +56,29 @@ class Condition:
         form: what arrives there.
         free: leaves of the axis along which a constant is removed.
         dims: their dimensions in the operand.
+        reading: the operand is a table that also reads (see `TiedReading`), and only that is meant.
     """
 
     operand: Operand
     form: Form
     free: frozenset[Axis] | None
     dims: frozenset[int] = frozenset()
+    reading: bool = False
+
+
+class TiedReading(Protocol):
+    """How a table that is also contracted with data takes a constant that is added to all its rows."""
+
+    table: Value
+    record: Product
+    unseen: bool
+    bias: str | None
+
+    def seen(self, params: Params, shift: Tensor) -> Tensor:
+        """What the reading sees of it."""
+
+    def absorbed(self, params: Params, shift: Tensor) -> Tensor:
+        """What a bias has to take back."""
 
 
 @dataclass(eq=False)
@@ -76,6 +93,7 @@ class ShiftFlow:
         conditions: what the unknowns must satisfy.
         biased: products that can take up a constant without a bias (see `VirtualBiases`), with their weight.
         take_up: how they do.
+        tied: tables that are also contracted with data (the last layer of a language model).
     """
 
     classes: Classes
@@ -84,6 +102,7 @@ class ShiftFlow:
     absorbed: dict[Source, Form] = field(default_factory=dict)
     conditions: list[Condition] = field(default_factory=list)
     biased: dict[Product, Operand] = field(default_factory=dict)
+    tied: dict[Value, TiedReading] = field(default_factory=dict)
     take_up: Callable[[Product, Tensor, Params], tuple[str, Tensor]] | None = None
     _forms: dict[tuple[Value, Cell], Form] = field(default_factory=dict)
     _stochastic: dict[Value, int] = field(default_factory=dict)  # value -> dimension along which it sums to one
@@ -97,6 +116,7 @@ class ShiftFlow:
         self._zero = set(lower.zero)
         self._shared = {leaf: len({key[0] for key, _ in c.slots}) for leaf, c in self.classes.by_leaf.items()}
         self._shiftable = self._find_shiftable()
+        self._known = self._find_known()
         for record in lower.records:
             try:
                 joints = list(self.classes.cells.joint(record))
@@ -114,6 +134,20 @@ class ShiftFlow:
         for value in lower.zero:
             self._forbid(Operand(value, {d: (d,) for d in range(value.ndim)}))
 
+    def is_known(self, value: Value) -> bool:
+        """Whether a value is made of parameters by products and sums, so that its numbers can be computed."""
+        return value in self._known
+
+    def _find_known(self) -> set[Value]:
+        lower = self.classes.cells.lower
+        known = set(lower.graph.params.values()) - self._zero
+        for record in lower.records:
+            if isinstance(record, Sum | Product) and all(
+                o.value in known and not o.hidden_dims() for o in record.operands()
+            ):
+                known.add(record.out.value)
+        return known
+
     def _find_shiftable(self) -> set[Value]:
         """Parameters that only ever enter sums with data, directly or after copies."""
         lower, data = self.classes.cells.lower, self.classes.data
@@ -122,6 +156,8 @@ class ShiftFlow:
             made = record.whole if isinstance(record, Cut) and record.joins else record.out.value
             onward = made in data or good.get(made, False)
             for operand in _sources(record):
+                if operand.value in self.tied and record is self.tied[operand.value].record:
+                    continue
                 added = isinstance(record, Sum | Cut) or (isinstance(record, Norm) and operand is record.bias)
                 table = isinstance(record, Sum) and bool(operand.hidden_dims())
                 good[operand.value] = good.get(operand.value, True) and added and (onward or table)
@@ -257,6 +293,12 @@ class ShiftFlow:
 
     def _product(self, record: Product, joint: JointCell, inputs: list[Form]) -> None:
         for i in (i for i, form in enumerate(inputs) if form):
+            reading = self.tied.get(record.factors[i].value)
+            if reading is not None and reading.record is record:
+                if not reading.unseen:
+                    form = {s: replace(a, how="map") for s, a in inputs[i].items()}
+                    self.conditions.append(Condition(joint.operands[i + 1], form, None, reading=True))
+                continue
             if record.border:
                 self._condition(joint, i + 1, inputs[i], None)
                 continue
@@ -270,8 +312,8 @@ class ShiftFlow:
                 ))
             elif any(o.value in self.classes.data for o in others):
                 self._store(joint, self._mix(joint, i, inputs[i], "wild"))
-            elif any(o.value in self._zero for o in others):
-                self._condition(joint, i + 1, inputs[i], None)  # a buffer, whose numbers we do not know
+            elif not all(self.is_known(o.value) for o in others):
+                self._condition(joint, i + 1, inputs[i], None)  # a buffer or softplus(w), whose numbers we do not know
             elif others or not constant:
                 self._store(joint, self._mix(joint, i, inputs[i], "map"))
             else:  # a sum over dimensions along which it is constant

@@ -87,10 +87,11 @@ def _grouped_mm(x: Tensor, weight: Tensor, offs: Tensor, **_: Any) -> Tensor:
 
 
 def float_outputs(
-    model: nn.Module, params: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: nn.Module, params: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any], noise: int = 0
 ) -> list[Tensor]:
-    """Floating output tensors of a functional call, in order."""
-    with _Float64():
+    """Floating output tensors of a functional call, in order; what the model draws at random is fixed by ``noise``."""
+    with _Float64(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(noise)
         result = torch.func.functional_call(model, dict(params), args, dict(kwargs))
     return list(named_outputs(result).values())
 
