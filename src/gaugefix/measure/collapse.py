@@ -137,7 +137,7 @@ def collapse_report(
     if not 0 < tol < 1:
         raise MeasurementError(f"collapse_report: tolerance must be in (0, 1), got {tol!r}; the default is 0.01.")
     classes = [
-        _collapse(params, u, _sides(u, units), (inputs or {}).get(u.name), tol) for u in units_of(units) if u.slices
+        _collapse(params, u, rank_sides(u, units), (inputs or {}).get(u.name), tol) for u in units_of(units) if u.slices
     ]
     return CollapseReport(
         tuple(classes),
@@ -147,8 +147,16 @@ def collapse_report(
     )
 
 
-def _sides(units: Units, symmetries: Symmetries | Sequence[Units]) -> Sides | None:
-    """The two sides of a class between linear maps; heads and what passes a norm are not."""
+def rank_sides(units: Units, symmetries: Symmetries | Sequence[Units]) -> Sides | None:
+    """The two sides of a class whose rank is that of their product: between linear maps, and not a class of heads.
+
+    Args:
+        units: the class.
+        symmetries: the search result it comes from, which knows the two sides of queries and keys.
+
+    Returns:
+        Slices of the two sides, or None.
+    """
     return two_sides(units, symmetries) if not units.flags or "linear" in units.flags else None
 
 
