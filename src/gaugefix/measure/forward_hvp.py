@@ -76,7 +76,7 @@ def _agrees(copy: Task, vector: Mapping[str, Tensor], batch: Batch) -> bool:
 def _sum_product(copy: Task, vector: Mapping[str, Tensor], batch: Batch) -> tuple[Tensors, int]:
     """The product for the sum of the losses of a batch, and their number."""
     module = LossModule(copy.model, copy.loss)
-    leaves = {k: p.detach().clone().requires_grad_() for k, p in trainable(copy.model).items()}
+    leaves = {k: p.detach().requires_grad_() for k, p in trainable(copy.model).items()}
     point = {k: p for k, p in leaves.items() if k in vector}
     rest = {f"model.{k}": p for k, p in leaves.items() if k not in vector}
 
