@@ -50,10 +50,14 @@ class Constraints:
     dense: bool = True
     _known: dict[tuple[Value, Dims], tuple[Tensor, Tensor]] = field(default_factory=dict)
     _unseen: dict[tuple[Value, Dims], Tensor] = field(default_factory=dict)
+    _smallest: str | None = None
 
     def _like(self) -> Tensor:
-        """Any parameter, for its dtype."""
-        return next(iter(self.params.values()))
+        """The smallest parameter, for its dtype; the point may make its numbers when they are asked for."""
+        if self._smallest is None:
+            params = self.flow.classes.cells.lower.graph.params
+            self._smallest = min(params, key=lambda n: math.prod(params[n].shape))
+        return self.params[self._smallest]
 
     def _size(self, value: Value, dims: Dims) -> int:
         return math.prod(value.shape[d] for d in dims)
