@@ -48,11 +48,15 @@ class Constraints:
     params: Params
     dense: bool = True
     _known: dict[tuple[Value, Dims], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _unseen: dict[tuple[Value, Dims], Tensor] = field(default_factory=dict)
+    _smallest: str | None = None
 
     def _like(self) -> Tensor:
-        """The smallest parameter, for its dtype: where they are made when asked for, no other is made for this."""
-        params = self.flow.classes.cells.lower.graph.params
-        return self.params[min((n for n in params if n in self.params), key=lambda n: math.prod(params[n].shape))]
+        """The smallest parameter, for its dtype; the point may make its numbers when they are asked for."""
+        if self._smallest is None:
+            params = self.flow.classes.cells.lower.graph.params
+            self._smallest = min((n for n in params if n in self.params), key=lambda n: math.prod(params[n].shape))
+        return self.params[self._smallest]
 
     def _size(self, value: Value, dims: Dims) -> int:
         return math.prod(value.shape[d] for d in dims)
