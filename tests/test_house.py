@@ -15,10 +15,11 @@ SOURCE = Path(gaugefix.__file__).parent
 ROOMS = [
     {"errors"},
     {"files", "task", "theory"},
-    {"threads", "training", "builtin"},
+    {"threads", "training", "builtin", "sweep"},
     {"symmetry"},
     {"measure", "testing", "hub"},
     {"forecast"},
+    {"control"},
     {"monitor"},
     {"advice"},
     {"audit", "run_summary"},

@@ -145,6 +145,9 @@ def symmetries(
     complete: Annotated[
         bool, typer.Option("--complete", help="Count the flat directions of the function too (narrow models only).")
     ] = False,
+    trainable: Annotated[
+        bool, typer.Option("--trainable", help="Keep frozen parameters fixed: only what a fine-tune can move.")
+    ] = False,
     data_dir: DataDir = None,
     seed: Seed = 0,
     strict: Annotated[
@@ -161,7 +164,9 @@ def symmetries(
     from gaugefix.inspection import inspect_symmetries
     from gaugefix.report.symmetry_report import symmetry_console, symmetry_page
 
-    data = inspect_symmetries(target, meta=meta, verify=verify, complete=complete, data_dir=data_dir, seed=seed)
+    data = inspect_symmetries(
+        target, meta=meta, verify=verify, complete=complete, trainable_only=trainable, data_dir=data_dir, seed=seed
+    )
     if as_json:
         typer.echo(_json(data))
     else:

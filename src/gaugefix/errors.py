@@ -23,8 +23,16 @@ class MeasurementError(GaugefixError, ValueError):
     """A quantity cannot be measured on this model or with these arguments."""
 
 
+class ControlError(GaugefixError, ValueError):
+    """A model cannot be changed in this way: by this symmetry, constraint or with these arguments."""
+
+
 class StudyError(GaugefixError, ValueError):
     """A study is unknown or cannot run here."""
+
+
+class SweepError(GaugefixError, ValueError):
+    """A grid of runs does not fit, or some of its runs failed."""
 
 
 class ReportError(GaugefixError, OSError):
