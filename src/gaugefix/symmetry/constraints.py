@@ -31,7 +31,8 @@ def null_space(matrix: Tensor) -> Tensor:
         return torch.eye(matrix.shape[1], dtype=matrix.dtype)
     values, right = torch.linalg.svd(matrix, full_matrices=True)[1:]
     largest = float(values[0]) if len(values) else 0.0
-    return right[int((values > RANK_TOLERANCE * largest).sum()) :].T
+    null: Tensor = right[int((values > RANK_TOLERANCE * largest).sum()) :].T
+    return null
 
 
 @dataclass(eq=False)
