@@ -10,7 +10,6 @@ fixes power laws between the spectra (`gaugefix.theory.canonical_exponents`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +21,7 @@ from gaugefix.errors import MeasurementError
 from gaugefix.measure.classes import exact_copy, to_dtype
 from gaugefix.measure.records import Record
 from gaugefix.measure.settle import first_samples
+from gaugefix.measure.similarity import pearson
 from gaugefix.task import Batch, Loss, Task
 
 RELATIONS = ("rga_out", "rwa_out", "gwa_out", "rga_in", "rwa_in", "gwa_in")
@@ -272,7 +272,7 @@ def _report(name: str, found: _Moments, seed: int) -> AlignmentReport:
         "gwa_in": (matrices["g_a"], inner),
     }
     generator = torch.Generator().manual_seed(seed)
-    rotations = {len(m): [] for m in (out, inner)}
+    rotations: dict[int, list[Tensor]] = {len(m): [] for m in (out, inner)}
     for n, some in rotations.items():
         for _ in range(_NULL_DRAWS):
             some.append(torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0].to(w))
@@ -291,20 +291,3 @@ def _report(name: str, found: _Moments, seed: int) -> AlignmentReport:
         g=(found.raw["g"] / found.count).double().cpu().numpy(),
         reason=f"{found.count} rows for {max(w.shape)} features: the moments are noisy" if few else "",
     )
-
-
-def pearson(a: Tensor, b: Tensor) -> float:
-    """Pearson correlation over all entries of two matrices.
-
-    Args:
-        a: ``(n, n)``.
-        b: ``(n, n)``.
-
-    Returns:
-        In [−1, 1]; nan for single entries, 0 if one matrix has equal entries.
-    """
-    if a.numel() < 2:
-        return math.nan
-    x, y = (t.double() - t.double().mean() for t in (a, b))
-    scale = float(x.norm() * y.norm())
-    return float((x * y).sum()) / scale if scale > 0 else 0.0

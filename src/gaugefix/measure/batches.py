@@ -92,3 +92,15 @@ def gradient_and_product(
         else:  # a loss that is linear in the parameters
             found = tuple(torch.zeros_like(p) for p in params.values())
     return {k: g.detach() for k, g in full.items()}, dict(zip(params, found, strict=True))
+
+
+def squared_norm(tensors: Mapping[str, Tensor]) -> float:
+    """Squared norm of all tensors together, in float64.
+
+    Args:
+        tensors: by name.
+
+    Returns:
+        Σ‖t‖².
+    """
+    return sum(float(t.detach().double().square().sum()) for t in tensors.values())

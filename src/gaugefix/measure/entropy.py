@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gaugefix.errors import MeasurementError, ValidityWarning
-from gaugefix.measure.batches import batch_gradient, first_batches, gradient_and_product
+from gaugefix.measure.batches import batch_gradient, first_batches, gradient_and_product, squared_norm
 from gaugefix.measure.classes import exact_copy
 from gaugefix.measure.perexample import trainable
 from gaugefix.measure.records import Record
@@ -121,12 +120,12 @@ def entropic_loss(task: Task, *, n_batches: int = 32, seed: int = 0) -> Entropic
     for batch in first_batches(copy, n_batches, seed):
         loss, gradient = batch_gradient(copy, batch, params)
         losses.append(float(loss))
-        squares.append(_squared(gradient))
+        squares.append(squared_norm(gradient))
         total = {k: total[k] + g if k in total else g for k, g in gradient.items()}
     n = len(squares)
-    mean_sq = _squared({k: g / n for k, g in total.items()})
+    mean_sq = squared_norm({k: g / n for k, g in total.items()})
     mean, quarter = float(np.mean(squares)), task.lr / 4
-    penalty = task.weight_decay / 2 * _squared(params)
+    penalty = task.weight_decay / 2 * squared_norm(params)
     reason = "one batch has no noise" if n < 2 else _optimizer_limits(task)
     return EntropicLoss(
         loss=float(np.mean(losses)),
@@ -178,13 +177,9 @@ def entropic_force(
         n += 1
     force = {k: f / n for k, f in force.items()}
     pull = {k: m / n + task.weight_decay * params[k].detach() for k, m in mean.items()}
-    norm, size = _squared(force) ** 0.5, _squared(pull) ** 0.5
+    norm, size = squared_norm(force) ** 0.5, squared_norm(pull) ** 0.5
     reason = _ONLINE if sampling == "online" else _optimizer_limits(task)
     return EntropicForce(force, norm, norm / size if size > 0 else math.inf, n, not reason, reason)
-
-
-def _squared(tensors: Mapping[str, Tensor]) -> float:
-    return sum(float(t.detach().double().square().sum()) for t in tensors.values())
 
 
 def _optimizer_limits(task: Task) -> str:

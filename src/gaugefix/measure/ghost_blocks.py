@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
 from gaugefix.measure.classes import to_dtype
-from gaugefix.measure.curvature import lanczos
+from gaugefix.measure.eigenpairs import extreme_eigenpairs
 from gaugefix.measure.ghost_model import GhostModel
 from gaugefix.measure.records import Record
 from gaugefix.symmetry import Units
@@ -214,14 +214,12 @@ def _lowest(model: GhostModel, seed: int, count: int = 6) -> GhostBlock:
             out: np.ndarray = image[fiber, 0].double().cpu().numpy() / model.score_scale
             return out
 
-        values[f], vectors[f], found = lanczos(product, d, count, seed)
-        residual = max(residual, found)
+        values[f], vectors[f], found = extreme_eigenpairs(product, d, count, "SA", seed=seed)
+        residual = max(residual, float(found.max()))
     return _from_modes(model, values, vectors, residual, "lanczos")
 
 
-def _from_modes(
-    model: GhostModel, values: np.ndarray, vectors: np.ndarray, residual: float, method: str
-) -> GhostBlock:
+def _from_modes(model: GhostModel, values: np.ndarray, vectors: np.ndarray, residual: float, method: str) -> GhostBlock:
     """Eigenvalues of [[0, −Cᵀ], [−C, 0]] come in pairs ±σ: the lower half are −σ."""
     modes = np.maximum(-values, 0.0)
     w, u = len(model.columns("write")), len(model.columns("read"))
@@ -306,7 +304,6 @@ def unsuitable(units: Units, params: dict[str, Tensor]) -> str:
     if any(s.index.shape[2] > 1 for s in units.incoming):
         return "units are whole blocks of parameters (heads): see the classes inside them"
     return ""
-
 
 
 def quick_precision(copy: Task) -> Task:

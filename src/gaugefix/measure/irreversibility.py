@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gaugefix.errors import MeasurementError
-from gaugefix.measure.batches import batch_gradient, first_batches, gradient_and_product
+from gaugefix.measure.batches import batch_gradient, first_batches, gradient_and_product, squared_norm
 from gaugefix.measure.classes import exact_copy
 from gaugefix.measure.perexample import trainable
 from gaugefix.measure.records import Record
@@ -130,7 +130,7 @@ def irreversibility(
     batches = first_batches(steps.task, n_batches, seed)
     steps.check(batches[0])
     start = steps.point()
-    squares = [_squared(steps.gradient(b)) for b in batches]
+    squares = [squared_norm(steps.gradient(b)) for b in batches]
     phi = [task.lr / 4 * s for s in squares]
     if route in {"gradient", "entropy"}:
         rng = torch.Generator().manual_seed(seed)
@@ -262,8 +262,8 @@ def _entropy(steps: _Steps, batch: Batch, start: Point, draws: int, rng: torch.G
             after = {k: p - lr * g[k] + sign * s * noise[k] for k, p in start.items()}
             steps.go(after)
             back = steps.gradient(batch)
-            there = _squared({k: after[k] - p + lr * g[k] for k, p in start.items()})
-            here = _squared({k: p - after[k] + lr * back[k] for k, p in start.items()})
+            there = squared_norm({k: after[k] - p + lr * g[k] for k, p in start.items()})
+            here = squared_norm({k: p - after[k] + lr * back[k] for k, p in start.items()})
             found.append((here - there) / (16 * lr))
     steps.go(start)
     return float(np.mean(found))
@@ -301,9 +301,5 @@ def _plus(a: Mapping[str, Tensor], b: Mapping[str, Tensor], factor: float) -> Po
     return {k: v + factor * b[k] for k, v in a.items()}
 
 
-def _squared(point: Mapping[str, Tensor]) -> float:
-    return sum(float(v.detach().double().square().sum()) for v in point.values())
-
-
 def _norm(point: Mapping[str, Tensor]) -> float:
-    return math.sqrt(_squared(point))
+    return math.sqrt(squared_norm(point))

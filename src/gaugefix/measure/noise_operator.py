@@ -11,11 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import functional_call, jvp
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gaugefix.errors import MeasurementError
 from gaugefix.measure.classes import exact_copy
-from gaugefix.measure.perexample import LossModule, trainable
+from gaugefix.measure.perexample import LossModule, differentiable_attention, trainable
 from gaugefix.measure.records import Record
 from gaugefix.measure.settle import first_samples
 from gaugefix.task import Batch, Task
@@ -96,7 +95,7 @@ class NoiseOperator:
             )
         point = {k: self.params[k] for k in vector}
         tangent = {k: v.detach().to(point[k]).reshape(point[k].shape) for k, v in vector.items()}
-        with sdpa_kernel(SDPBackend.MATH):  # the one with a forward derivative
+        with differentiable_attention():
             return torch.cat([self._slopes(point, tangent, batch) for batch in self._batches]).detach()
 
     def _slopes(self, point: dict[str, Tensor], tangent: dict[str, Tensor], batch: Batch) -> Tensor:

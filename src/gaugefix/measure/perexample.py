@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -82,6 +83,22 @@ class LossModule(nn.Module):
         return self.loss(self.model, batch)
 
 
+@contextlib.contextmanager
+def differentiable_attention() -> Iterator[None]:
+    """Attention by operations that have forward, second and batched derivatives; fused kernels lack them.
+
+    Yields:
+        Nothing.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters that training changes, by name.
 
@@ -137,7 +154,7 @@ def _vmapped(task: Task, batch: Batch, names: Sequence[str]) -> dict[str, Tensor
         return functional_call(module, values, (one,)).sum()  # type: ignore[no-any-return]
 
     wanted = {f"model.{k}": params[k].detach() for k in names}
-    with sdpa_kernel(SDPBackend.MATH):  # the only one that every backend can batch
+    with differentiable_attention():
         each = vmap(grad(loss), in_dims=(None, 0), randomness="different")(wanted, batch)
     return {k.removeprefix("model."): g.detach() for k, g in each.items()}
 

@@ -109,7 +109,7 @@ class CKA:
         if not unbiased:
             xy, xx, yy = (s[a + b] - torch.outer(s[a], s[b]) / n for a, b in ("xy", "xx", "yy"))
             floor = 1e-14 * float(s["xx"].norm()), 1e-14 * float(s["yy"].norm())
-            return _ratio(*(float(c.square().sum()) for c in (xy, xx, yy)), floor=(floor[0] ** 2, floor[1] ** 2))
+            return _ratio(_square(xy), _square(xx), _square(yy), (floor[0] ** 2, floor[1] ** 2))
         cross = _hsic(n, s["xy"], s["x"], s["y"], s["k"], s["l"], s["kl"], s["xl"], s["yk"])
         left = _hsic(n, s["xx"], s["x"], s["x"], s["k"], s["k"], s["kk"], s["xk"], s["xk"])
         right = _hsic(n, s["yy"], s["y"], s["y"], s["l"], s["l"], s["ll"], s["yl"], s["yl"])
@@ -148,6 +148,23 @@ def mutual_knn(x: Float[Tensor, "n p"], y: Float[Tensor, "n q"], k: int = 10) ->
         similarity = (unit @ unit.T).fill_diagonal_(-math.inf)
         shared.scatter_add_(1, similarity.topk(k, dim=1).indices, torch.ones_like(shared))
     return float((shared == 2).sum()) / (n * k)
+
+
+def pearson(a: Tensor, b: Tensor) -> float:
+    """Pearson correlation over all entries of two matrices.
+
+    Args:
+        a: ``(n, n)``.
+        b: ``(n, n)``.
+
+    Returns:
+        In [−1, 1]; nan for single entries, 0 if one matrix has equal entries.
+    """
+    if a.numel() < 2:
+        return math.nan
+    x, y = (t.double() - t.double().mean() for t in (a, b))
+    scale = float(x.norm() * y.norm())
+    return float((x * y).sum()) / scale if scale > 0 else 0.0
 
 
 def _hsic(n: int, xy: Tensor, x: Tensor, y: Tensor, k: Tensor, m: Tensor, km: Tensor, xm: Tensor, yk: Tensor) -> float:
@@ -197,3 +214,7 @@ def _checked(x: Tensor, y: Tensor, least: int) -> tuple[Tensor, Tensor]:
 def _enough(n: int, least: int) -> None:
     if n < least:
         raise MeasurementError(f"At least {least} samples are needed, got {n}. Collect more batches first.")
+
+
+def _square(matrix: Tensor) -> float:
+    return float(matrix.square().sum())

@@ -109,7 +109,7 @@ def lyapunov_exponent(
         seed: of the data order and the first z.
 
     Returns:
-        The exponent. Cost: about four gradients per step.
+        The exponent. Cost: five to six gradients per step, measured on small networks.
 
     Raises:
         MeasurementError: if ``steps`` < 40, the optimiser is not SGD, the point is not stationary in frozen mode, or
@@ -194,7 +194,7 @@ def lyapunov(
         seed: of the data order.
 
     Returns:
-        The nearest mirror of every symmetry. Cost: about ``4·max_mirrors·(steps + burn_in)`` minibatch gradients.
+        The nearest mirror of every symmetry. Cost: about ``5·max_mirrors·(steps + burn_in)`` minibatch gradients.
 
     Raises:
         MeasurementError: if the optimiser is not SGD.

@@ -19,6 +19,8 @@ from gaugefix.measure.perexample import trainable
 from gaugefix.symmetry import DenseMirror, Mirror, mirror_from_matrix
 from gaugefix.task import Batch, Task
 
+_LISTED = 100_000_000
+
 Directions = Mirror | DenseMirror | Tensor | np.ndarray
 
 
@@ -72,6 +74,50 @@ def plain_sgd_only(task: Task, what: str, *, momentum: bool = False) -> None:
         )
 
 
+class _NormalSpace:
+    """Coordinates normal to a plane, with the entries of O listed once: a step asks for them five times."""
+
+    def __init__(self, mirror: Mirror | DenseMirror, params: dict[str, Tensor]) -> None:
+        self._mirror, self._shapes = mirror, {k: params[k].shape for k in mirror.parameters}
+        self._sizes = [shape.numel() for shape in self._shapes.values()]
+        first = params[next(iter(self._shapes))]
+        self.codim = mirror.codim(params)
+        self._entries: tuple[Tensor, Tensor, Tensor] | None = None
+        if self.codim * sum(self._sizes) > _LISTED:
+            return
+        found = []
+        for i, e in enumerate(torch.eye(self.codim, dtype=first.dtype, device=first.device)):
+            column = self._stack(mirror.embed(e, params))
+            rows = column.nonzero()[:, 0]
+            found.append((rows, torch.full_like(rows, i), column[rows]))
+        self._entries = tuple(map(torch.cat, zip(*found, strict=True)))  # type: ignore[assignment]
+
+    def coordinates(self, params: dict[str, Tensor]) -> Tensor:
+        """Oᵀθ."""
+        if self._entries is None:
+            return self._mirror.coordinates(params)
+        rows, columns, values = self._entries
+        flat = self._stack(params)
+        return flat.new_zeros(self.codim).index_add_(0, columns, values * flat[rows])
+
+    def embed(self, z: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Oz."""
+        if self._entries is None:
+            return self._mirror.embed(z, params)
+        rows, columns, values = self._entries
+        flat = z.new_zeros(sum(self._sizes)).index_add_(0, rows, values * z[columns])
+        parts = zip(self._shapes.items(), flat.split(self._sizes), strict=True)
+        return {k: part.reshape(shape) for (k, shape), part in parts}
+
+    def project_(self, params: dict[str, Tensor]) -> None:
+        """Onto the plane, in place."""
+        for k, normal in self.embed(self.coordinates(params), params).items():
+            params[k].sub_(normal)
+
+    def _stack(self, params: dict[str, Tensor]) -> Tensor:
+        return torch.cat([params[k].detach().reshape(-1) for k in self._shapes])
+
+
 class TangentPath:
     """SGD of a copy of the model, held on a plane, with a normal vector that is carried along and renormalised.
 
@@ -96,7 +142,8 @@ class TangentPath:
         self.params = trainable(self._task.model)
         self._all = {k: p.detach() for k, p in self._task.model.named_parameters()}  # share storage
         self.distance = mirror.distance(self._all)
-        self._project()
+        self._normal = _NormalSpace(mirror, self._all)
+        self._normal.project_(self._all)
         self.type2_residual = 0.0
         self._batches = endless(self._task, seed)
         self._generator = torch.Generator().manual_seed(seed)
@@ -152,7 +199,7 @@ class TangentPath:
     def _derivatives(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Gradient of the batch, and OᵀH_B O z."""
         _, gradients = batch_gradient(self._task, batch, self.params, create_graph=True)
-        tangent = self._mirror.embed(self._z, self._all)
+        tangent = self._normal.embed(self._z, self._all)
         names = [k for k in tangent if gradients[k].requires_grad]
         image = {k: torch.zeros_like(v) for k, v in tangent.items()}
         if names:
@@ -168,9 +215,9 @@ class TangentPath:
         gradients = {k: g.detach() for k, g in gradients.items()}
         size = sum(float(g.square().sum()) for g in gradients.values()) ** 0.5
         if size > 0:
-            normal = float(self._mirror.coordinates({**self._all, **gradients}).norm())
+            normal = float(self._normal.coordinates(gradients).norm())
             self.type2_residual = max(self.type2_residual, normal / size)
-        return gradients, self._mirror.coordinates({**self._all, **image}).detach()
+        return gradients, self._normal.coordinates(image)
 
     def _advance(self, gradients: dict[str, Tensor]) -> None:
         pulls = {k: g + self._decay * self.params[k].detach() for k, g in gradients.items()}
@@ -179,15 +226,10 @@ class TangentPath:
         with torch.no_grad():
             for k, p in self.params.items():
                 p.sub_(self._buffers[k], alpha=self._task.lr)
-        self._project()  # rounding would leave a plane that repels
-
-    def _project(self) -> None:
-        for k, p in self._mirror.project(self._all).items():
-            if p is not self._all[k]:
-                self._all[k].copy_(p)
+        self._normal.project_(self._all)  # rounding would leave a plane that repels
 
     def _random(self) -> Tensor:
         like = next(iter(self.params.values()))
-        z = torch.randn(self._mirror.codim(self._all), generator=self._generator, dtype=torch.float64)
+        z = torch.randn(self._normal.codim, generator=self._generator, dtype=torch.float64)
         unit: Tensor = z / z.norm()
         return unit.to(like.device, like.dtype)

@@ -232,7 +232,8 @@ class Flow:
     def _atomic(self, record: Norm | Softmax, name: JointSlot) -> bool:
         """Whether the axis of a label is one atom: neither a product nor a concatenation."""
         parts = [self.classes.cells.layout(record.x.value)[d] for d in record.x.groups[name[0]]]
-        return sum(len(p.leaves) for options in parts for p in options) == 1
+        single = all(len(options) == 1 for options in parts)  # parts of size 1 have no leaves
+        return single and sum(len(options[0].leaves) for options in parts) == 1
 
     def origin(self, value: Value) -> Value:
         """The parameter of which a value is a plain view, or the value itself."""

@@ -30,7 +30,7 @@ class ShiftAction:
                 self.producers[record.out.value] = record
 
     def run(
-        self, params: Params, constants: dict[Source, Tensor], watch: list[Condition]
+        self, params: Params, constants: dict[Source, Tensor], watch: list[Condition], *, tangent: bool = False
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Carry constants forward.
 
@@ -39,6 +39,7 @@ class ShiftAction:
             constants: for each source, the shift of the sum it is added to, in the shape of the parameter (size 1
                 along dimensions on which it does not depend).
             watch: conditions whose left-hand side is wanted.
+            tangent: to first order in the constants.
 
         Returns:
             Changes of the parameters by name, and the shift seen by each watched operand.
@@ -65,12 +66,24 @@ class ShiftAction:
                 shifts[record.out.value] = relabel(shifts[record.x.value], record.x, record.out)
             elif isinstance(record, Norm) and record.bias is not None and record.bias.value in shifts:
                 shifts[record.out.value] = relabel(shifts[record.bias.value], record.bias, record.out)
-        for record, constant in taken.items():  # at the new biases: what takes up a constant depends on them
-            moved = {n: p + change[n] if n in change else p for n, p in params.items()}
+        for record, constant in ({} if watch else taken).items():
+            # what takes up a constant depends on the biases before it, which have moved
+            moved = params if tangent else {n: p + change[n] if n in change else p for n, p in params.items()}
             assert self.flow.take_up is not None
             name, delta = self.flow.take_up(record, constant, moved)
             change[name] = delta
-        return change, [_visible(shifts[c.operand.value], c) for c in watch if c.operand.value in shifts]
+        for reading in flow.tied.values():  # what a table that also reads adds to the outputs
+            if reading.table in own and reading.bias is not None and not watch:
+                bias = reading.absorbed(params, own[reading.table])
+                change[reading.bias] = change.get(reading.bias, 0) - bias
+        seen = [
+            flow.tied[c.operand.value].seen(params, shifts[c.operand.value])
+            if c.reading
+            else _visible(shifts[c.operand.value], c)
+            for c in watch
+            if c.operand.value in shifts
+        ]
+        return change, seen
 
     def _sum(
         self, record: Sum, shifts: dict[Value, Tensor], own: dict[Value, Tensor], change: dict[str, Tensor],
@@ -125,7 +138,8 @@ class ShiftAction:
             shifts[whole] = full
 
     def _product(self, record: Product, shifts: dict[Value, Tensor], params: Params) -> None:
-        at = [i for i, f in enumerate(record.factors) if f.value in shifts]
+        tied = {r.table for r in self.flow.tied.values() if r.record is record}
+        at = [i for i, f in enumerate(record.factors) if f.value in shifts and f.value not in tied]
         others = [f for i, f in enumerate(record.factors) if i not in at]
         if len(at) != 1 or not all(self.flow.is_known(o.value) or o.value in self.flow.classes.data for o in others):
             return  # a condition says that nothing arrives at a product with a buffer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import numpy as np
@@ -16,6 +16,7 @@ from gaugefix.symmetry.groups import Symmetry
 from gaugefix.symmetry.records import Product
 from gaugefix.symmetry.shift_action import ShiftAction
 from gaugefix.symmetry.shifts import Condition, ShiftFlow, Source
+from gaugefix.symmetry.stream_groups import LastPoint
 from gaugefix.symmetry.units import Params
 
 #: unknowns up to which conditions that pass through weights are solved numerically
@@ -39,6 +40,7 @@ class Shift(Symmetry):
     leaves: tuple[Axis, ...] = ()
     sectors: tuple[frozenset[Axis], ...] = ()
     conditions: tuple[Condition, ...] = ()
+    _last: LastPoint[Tensor] = field(default_factory=LastPoint, repr=False)
 
     @property
     def n_generators(self) -> int:
@@ -53,9 +55,8 @@ class Shift(Symmetry):
         return math.prod(leaf.size for leaf in self.leaves)
 
     def generator(self, params: Params, k: int) -> dict[str, Tensor]:
-        """The k-th constant set to one; the action is linear in the constants, so this is exact."""
-        unit = self.path(k, torch.ones((), dtype=torch.float64))
-        moved = self.apply(params, unit)
+        """The k-th constant set to one, to first order."""
+        moved = self._moved(params, self.path(k, torch.ones((), dtype=torch.float64)), tangent=True)
         return {n: moved[n] - params[n] for n in self.parameters}
 
     def generators(self, params: Params) -> dict[str, Tensor]:
@@ -63,7 +64,7 @@ class Shift(Symmetry):
         moved = [n for n in self.parameters if n in params]
 
         def act(element: Tensor) -> tuple[Tensor, ...]:
-            new = self.apply(params, element)
+            new = self._moved(params, element, tangent=True)
             return tuple(new[n] - params[n] for n in moved)
 
         units = torch.eye(self._length, dtype=next(iter(params.values())).dtype)
@@ -83,6 +84,9 @@ class Shift(Symmetry):
 
     def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
         """Shift the sources and let the others absorb."""
+        return self._moved(params, element)
+
+    def _moved(self, params: Params, element: Tensor, *, tangent: bool = False) -> dict[str, Tensor]:
         assert self.action is not None
         element = element.to(next(iter(params.values())))
         if self.conditions:
@@ -90,7 +94,7 @@ class Shift(Symmetry):
         else:
             function = self._function(element)
             constants = {s: c * _place(self.action, s, function, self.leaves).to(element) for s, c in self.sources}
-        change, _ = self.action.run(params, constants, [])
+        change, _ = self.action.run(params, constants, [], tangent=tangent)
         out = dict(params)
         for name, delta in change.items():
             out[name] = out[name] + delta
@@ -104,10 +108,17 @@ class Shift(Symmetry):
     def _projected(self, params: Params, element: Tensor) -> dict[Source, Tensor]:
         """The nearest constants in the null space of the conditions at θ."""
         assert self.action is not None
-        matrix = condition_matrix(self.action, [s for s, _ in self.sources], self.conditions, params)
-        values, right = torch.linalg.svd(matrix.detach(), full_matrices=True)[1:]
-        basis = right[int((values > 1e-10 * values[:1]).sum()) :].T.to(element)
+        action, sources = self.action, [s for s, _ in self.sources]
+        basis = self._last(params, lambda: _free(condition_matrix(action, sources, self.conditions, params).detach()))
+        basis = basis.to(element)
         return _split(self.action, [s for s, _ in self.sources], basis @ (basis.T @ element))
+
+
+def _free(matrix: Tensor) -> Tensor:
+    """Orthonormal columns spanning the null space of conditions."""
+    values, right = torch.linalg.svd(matrix, full_matrices=True)[1:]
+    free: Tensor = right[int((values > 1e-10 * values[:1]).sum()) :].T
+    return free
 
 
 def _project_sector(full: Tensor, leaves: tuple[Axis, ...], sector: frozenset[Axis]) -> Tensor:
@@ -228,7 +239,7 @@ def _components(flow: ShiftFlow) -> list[tuple[list[Source], list[Condition]]]:
     for c in flow.conditions:
         alive = [s for s in c.form if s not in dead]
         if alive:
-            live.append(Condition(c.operand, {s: c.form[s] for s in alive}, c.free, c.dims))
+            live.append(replace(c, form={s: c.form[s] for s in alive}))
         for s in alive[1:]:
             parent[find(s)] = find(alive[0])
     groups: dict[Source, tuple[list[Source], list[Condition]]] = defaultdict(lambda: ([], []))
@@ -298,7 +309,9 @@ def _moved(action: ShiftAction, source: Source) -> str:
 def _touched(action: ShiftAction, vector: tuple[tuple[Source, float], ...]) -> list[str]:
     """Biases that absorb the shift."""
     sources = {s for s, _ in vector}
-    return [_moved(action, absorber) for absorber, form in action.flow.absorbed.items() if sources & form.keys()]
+    touched = [_moved(action, absorber) for absorber, form in action.flow.absorbed.items() if sources & form.keys()]
+    readings = [action.flow.tied[s[0]] for s in sources if s[0] in action.flow.tied]
+    return touched + [r.bias for r in readings if r.bias is not None]
 
 
 def _sparse_null_space(matrix: np.ndarray) -> list[np.ndarray]:

@@ -9,10 +9,10 @@ linear system for the constants, solved sector by sector like the charges.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Literal
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -56,12 +56,44 @@ class Condition:
         form: what arrives there.
         free: leaves of the axis along which a constant is removed.
         dims: their dimensions in the operand.
+        reading: the operand is a table that also reads (see `TiedReading`), and only that is meant.
     """
 
     operand: Operand
     form: Form
     free: frozenset[Axis] | None
     dims: frozenset[int] = frozenset()
+    reading: bool = False
+
+
+class TiedReading(Protocol):
+    """How a table that is also contracted with data takes a constant that is added to all its rows."""
+
+    @property
+    def table(self) -> Value:
+        """The parameter."""
+
+    @property
+    def record(self) -> Product:
+        """Where it is contracted with data."""
+
+    @property
+    def unseen(self) -> bool:
+        """Whether a softmax removes what is added to every output."""
+
+    @property
+    def bias(self) -> str | None:
+        """A bias behind it."""
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Dimensions along which it is looked up."""
+
+    def seen(self, params: Params, shift: Tensor) -> Tensor:
+        """What the reading sees of it."""
+
+    def absorbed(self, params: Params, shift: Tensor) -> Tensor:
+        """What a bias has to take back."""
 
 
 @dataclass(eq=False)
@@ -76,6 +108,7 @@ class ShiftFlow:
         conditions: what the unknowns must satisfy.
         biased: products that can take up a constant without a bias (see `VirtualBiases`), with their weight.
         take_up: how they do.
+        tied: tables that are also contracted with data (the last layer of a language model).
     """
 
     classes: Classes
@@ -84,6 +117,7 @@ class ShiftFlow:
     absorbed: dict[Source, Form] = field(default_factory=dict)
     conditions: list[Condition] = field(default_factory=list)
     biased: dict[Product, Operand] = field(default_factory=dict)
+    tied: Mapping[Value, TiedReading] = field(default_factory=dict)
     take_up: Callable[[Product, Tensor, Params], tuple[str, Tensor]] | None = None
     _forms: dict[tuple[Value, Cell], Form] = field(default_factory=dict)
     _stochastic: dict[Value, int] = field(default_factory=dict)  # value -> dimension along which it sums to one
@@ -137,6 +171,8 @@ class ShiftFlow:
             made = record.whole if isinstance(record, Cut) and record.joins else record.out.value
             onward = made in data or good.get(made, False)
             for operand in _sources(record):
+                if operand.value in self.tied and record is self.tied[operand.value].record:
+                    continue
                 added = isinstance(record, Sum | Cut) or (isinstance(record, Norm) and operand is record.bias)
                 table = isinstance(record, Sum) and bool(operand.hidden_dims())
                 good[operand.value] = good.get(operand.value, True) and added and (onward or table)
@@ -146,7 +182,8 @@ class ShiftFlow:
         """What arrives at a cell of an operand; a parameter that may shift is its own unknown."""
         key = (operand.value, cell)
         if key not in self._forms and operand.value in self._shiftable:
-            hidden = operand.hidden_dims()
+            reading = self.tied.get(operand.value)  # all rows of a tied table shift alike
+            hidden = operand.hidden_dims() | set(() if reading is None else reading.rows)
             slots = [
                 (s, leaf)
                 for s, leaf in self.classes.cells.slots(*key)
@@ -181,9 +218,9 @@ class ShiftFlow:
         names, target = joint.slot_names(i), {name: slot for slot, name in joint.slot_names(0).items()}
         return {
             source: Arrival(
-                a.how,
+                a.how if a.slots <= names.keys() else "wild",  # data choose among numbers that differ
                 a.coefficient * factor,
-                frozenset(target[names[s]] for s in a.slots if names[s] in target),
+                frozenset(target[names[s]] for s in a.slots if names.get(s) in target),
                 a.origin,
             )
             for source, a in form.items()
@@ -272,6 +309,12 @@ class ShiftFlow:
 
     def _product(self, record: Product, joint: JointCell, inputs: list[Form]) -> None:
         for i in (i for i, form in enumerate(inputs) if form):
+            reading = self.tied.get(record.factors[i].value)
+            if reading is not None and reading.record is record:
+                if not reading.unseen:
+                    form = {s: replace(a, how="map") for s, a in inputs[i].items()}
+                    self.conditions.append(Condition(joint.operands[i + 1], form, None, reading=True))
+                continue
             if record.border:
                 self._condition(joint, i + 1, inputs[i], None)
                 continue

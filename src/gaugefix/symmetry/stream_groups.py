@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from gaugefix.symmetry.groups import Symmetry
 from gaugefix.symmetry.units import Params, Slice
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class LastPoint(Generic[T]):
+    """What was computed at one point of parameter space, kept for the next generator at the same point."""
+
+    _point: tuple[Tensor, ...] = ()
+    _value: list[T] = field(default_factory=list)
+
+    def __call__(self, params: Params, compute: Callable[[], T]) -> T:
+        """The value at a point, computed if the last one was another (by identity of the tensors)."""
+        point = tuple(params.values())
+        known = self._value and len(point) == len(self._point)
+        if not known or any(a is not b for a, b in zip(point, self._point, strict=True)):
+            self._point, self._value = point, [compute()]
+        return self._value[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +57,19 @@ class VectorSymmetry(Symmetry):
         unit = torch.zeros(self.length, dtype=t.dtype)
         unit[k] = 1
         return t * unit
+
+
+@dataclass(frozen=True, eq=False)
+class FreeParameter(VectorSymmetry):
+    """A parameter that no operation reads. Elements: what is added to it, flattened."""
+
+    independent = True
+    param: str = ""
+
+    def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
+        """Add."""
+        p = params[self.param]
+        return {**params, self.param: p + element.to(p).reshape(p.shape)}
 
 
 @dataclass(frozen=True, eq=False)
