@@ -19,6 +19,7 @@ ROOMS = [
     {"symmetry"},
     {"measure", "testing", "hub"},
     {"forecast"},
+    {"control"},
     {"advice"},
     {"audit"},
     {"report", "studies"},

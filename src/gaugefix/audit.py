@@ -36,7 +36,10 @@ if TYPE_CHECKING:
     from gaugefix.report.progress import Stages
 
 #: Version of the layout of `Audit.to_dict`; the major number grows when a reader has to change.
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
+
+#: full-batch steps for each weight decay that level "full" tries to find where a deep network dies
+_JUMP_STEPS = 600
 
 T = TypeVar("T")
 
@@ -171,7 +174,8 @@ def audit(task: Task, *, level: Literal["quick", "full"] = "quick", progress: bo
     Args:
         task: what to audit.
         level: "full" adds a count of the flat directions, to see whether the search missed any (a dense Jacobian, up to
-            6000 parameters), and the lowest curvature of the data loss.
+            6000 parameters), the lowest curvature of the data loss, and with several hidden layers the weight decay at
+            which the network dies at a jump.
         progress: show progress bars on standard error.
         seed: seed of the data order and of every random choice of the measurements.
 
@@ -217,7 +221,8 @@ def _measure(
     if symmetries.units:
         collapse = run("collapse", lambda: collapse_report(params, symmetries))
         charges = run("charges", lambda: check_charge_law(task, symmetries, seed=seed))
-        prediction = run("forecast", lambda: forecast(task, symmetries, seed=seed))
+        jump = _JUMP_STEPS if level == "full" else 0
+        prediction = run("forecast", lambda: forecast(task, symmetries, jump_steps=jump, seed=seed))
     else:
         collapse = charges = prediction = None
         boundary.skip("collapse, charges, forecast", "no class of hidden units was found")
@@ -267,7 +272,7 @@ def _full(task: Task, symmetries: Symmetries, boundary: _Boundary, seed: int) ->
     lowest = boundary.run("lowest curvature", lambda: lambda_min(task, seed=seed))
     if lowest is not None:
         extra["lowest_curvature"] = {"value": lowest[0], "residual": lowest[1]}
-    boundary.skip("Lyapunov exponents, critical learning rate and batch size", "not in this release")
+    boundary.skip("Lyapunov exponents", "not in this release")
     return extra
 
 

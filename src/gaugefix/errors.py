@@ -23,6 +23,10 @@ class MeasurementError(GaugefixError, ValueError):
     """A quantity cannot be measured on this model or with these arguments."""
 
 
+class ControlError(GaugefixError, ValueError):
+    """A model cannot be changed as asked, or would not compute the same."""
+
+
 class StudyError(GaugefixError, ValueError):
     """A study is unknown or cannot run here."""
 

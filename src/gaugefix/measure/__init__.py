@@ -19,12 +19,17 @@ from gaugefix.measure.curvature import OHessian as OHessian
 from gaugefix.measure.curvature import hvp as hvp
 from gaugefix.measure.curvature import lambda_min as lambda_min
 from gaugefix.measure.curvature import o_hessian as o_hessian
+from gaugefix.measure.ghost_blocks import GhostBlock as GhostBlock
+from gaugefix.measure.ghost_blocks import ghost_block as ghost_block
 from gaugefix.measure.ghosts import Birth as Birth
 from gaugefix.measure.ghosts import CollapsedClass as CollapsedClass
 from gaugefix.measure.ghosts import Drives as Drives
 from gaugefix.measure.ghosts import birth_threshold as birth_threshold
 from gaugefix.measure.ghosts import collapse_threshold as collapse_threshold
 from gaugefix.measure.ghosts import drives as drives
+from gaugefix.measure.modes import ProductModes as ProductModes
+from gaugefix.measure.modes import product_modes as product_modes
+from gaugefix.measure.modes import two_sides as two_sides
 from gaugefix.measure.noise import GradientNoise as GradientNoise
 from gaugefix.measure.noise import NoiseGroup as NoiseGroup
 from gaugefix.measure.noise import gradient_noise as gradient_noise

@@ -122,6 +122,19 @@ def exact_copy(task: Task) -> Task:
     return _with_model(task, copy.deepcopy(task.model).eval(), own)
 
 
+def in_precision(task: Task, dtype: torch.dtype) -> Task:
+    """A task on a deep copy of the model in another precision, in evaluation mode.
+
+    Args:
+        task: the original.
+        dtype: floating type of parameters, buffers and data.
+
+    Returns:
+        The copy.
+    """
+    return _with_model(task, copy.deepcopy(task.model).to(dtype).eval(), dtype)
+
+
 def _evaluates(task: Task) -> bool:
     """Whether the loss runs in this precision: on two samples where a batch can be cut, else on a whole one."""
     batch = task.first_batch()

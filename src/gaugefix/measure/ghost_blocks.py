@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy as copying
-import dataclasses
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
-from gaugefix.measure.classes import to_dtype
+from gaugefix.measure.classes import in_precision
 from gaugefix.measure.curvature import lanczos
 from gaugefix.measure.ghost_model import GhostModel
 from gaugefix.measure.records import Record
@@ -219,9 +217,7 @@ def _lowest(model: GhostModel, seed: int, count: int = 6) -> GhostBlock:
     return _from_modes(model, values, vectors, residual, "lanczos")
 
 
-def _from_modes(
-    model: GhostModel, values: np.ndarray, vectors: np.ndarray, residual: float, method: str
-) -> GhostBlock:
+def _from_modes(model: GhostModel, values: np.ndarray, vectors: np.ndarray, residual: float, method: str) -> GhostBlock:
     """Eigenvalues of [[0, −Cᵀ], [−C, 0]] come in pairs ±σ: the lower half are −σ."""
     modes = np.maximum(-values, 0.0)
     w, u = len(model.columns("write")), len(model.columns("read"))
@@ -242,15 +238,17 @@ def _ascent(copy: Task, units: Units, max_samples: int, seed: int, near: np.ndar
     fiber = 0
     for f in range(units.fibers):
         starts = _starts(copy, units, f, len(w), seed) if near is None else near[None]
-        found = ascend(
-            lambda rows, f=f: _pull(model, rows, f, w, u)[:2], starts, max_iter=_MAX_ITER, tolerance=_GAIN
-        )  # fmt: skip
+
+        def pull(rows: np.ndarray, at: int = f) -> tuple[np.ndarray, np.ndarray]:
+            return _pull(model, rows, at, w, u)[:2]
+
+        found = ascend(pull, starts, max_iter=_MAX_ITER, tolerance=_GAIN)
         if best is None or found.value > best.value:
             best, fiber = found, f
     assert best is not None
-    value, _, pull = _pull(model, best.direction[None], fiber, w, u)
+    value, _, outgoing = _pull(model, best.direction[None], fiber, w, u)
     z = np.zeros(model.shape[2])
-    z[w], z[u] = best.direction, pull[0] / max(float(value[0]), 1e-300)
+    z[w], z[u] = best.direction, outgoing[0] / max(float(value[0]), 1e-300)
     return GhostBlock(
         best.value, np.zeros((units.fibers, 0)), fiber, z / 2**0.5, 1, True, best.residual, best.converged,
         "ascent", incoming=best.direction, model=model,
@@ -308,7 +306,6 @@ def unsuitable(units: Units, params: dict[str, Tensor]) -> str:
     return ""
 
 
-
 def quick_precision(copy: Task) -> Task:
     """A copy in single precision if it has convolutions, whose second derivatives are 40 times slower in double.
 
@@ -320,6 +317,4 @@ def quick_precision(copy: Task) -> Task:
     """
     if not any(isinstance(m, _ConvNd) for m in copy.model.modules()):
         return copy
-    model = copying.deepcopy(copy.model).to(torch.float32)
-    batches = [to_dtype(b, torch.float32) for b in copy.batch_iter()]
-    return dataclasses.replace(copy, model=model, batches=lambda: batches)
+    return in_precision(copy, torch.float32)

@@ -58,7 +58,7 @@ def widened_copy(model: nn.Module, units: Units, n: int) -> Wide:
     Raises:
         MeasurementError: if the class cannot be widened: residual streams, tied parameters, grouped convolutions,
             modules with the size built in.
-    """
+    """  # noqa: DOC502
     _refuse(model, units)
     shapes = {k: tuple(p.shape) for k, p in model.named_parameters()}
     growth = grow_units(units, shapes, n)
@@ -137,7 +137,7 @@ def _resize(model: nn.Module, owner: str, module: nn.Module, growth: Growth, par
                     setattr(module, name, growth.apply(param, value, fill))
             module.num_features = len(module.weight)
     elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # of transformers
-        module.nx, module.nf = (int(k) for k in module.weight.shape)  # type: ignore[assignment, union-attr, operator]
+        module.nx, module.nf = (int(k) for k in module.weight.shape)  # type: ignore[assignment, union-attr]
     else:
         return False
     return True

@@ -14,6 +14,7 @@ from gaugefix.theory.matrix_factorization import gram_rank as gram_rank
 from gaugefix.theory.matrix_factorization import gram_spectrum as gram_spectrum
 from gaugefix.theory.mirror_plane import critical_decay as critical_decay
 from gaugefix.theory.mirror_plane import growth_rates as growth_rates
+from gaugefix.theory.multiplicative_noise import critical_batch_size as critical_batch_size
 from gaugefix.theory.multiplicative_noise import critical_lr as critical_lr
 from gaugefix.theory.multiplicative_noise import critical_lr_estimate as critical_lr_estimate
 from gaugefix.theory.multiplicative_noise import gaussian_regression_exponent as gaussian_regression_exponent

@@ -57,6 +57,27 @@ def critical_lr_estimate(mean: float, second_moment: float) -> float:
     return max(-2 * mean / second_moment, 0.0)
 
 
+def critical_batch_size(mean: float, variance: float, lr: float) -> float:
+    """Batch size below which a saddle attracts, to second order: Var h / (2|E h|/lr − (E h)²).
+
+    Args:
+        mean: E h, negative at a saddle.
+        variance: of h between single samples.
+        lr: learning rate.
+
+    Returns:
+        The estimate; inf if every batch size is attracted (E h ≥ 0, or lr ≥ 2/|E h|).
+
+    Source: arXiv 2303.13093.
+
+    Example:
+        >>> critical_batch_size(-0.25, 4.0, lr=0.125)
+        1.015...
+    """
+    escape = -2 * mean / lr - mean**2
+    return variance / escape if mean < 0 and escape > 0 else math.inf
+
+
 def critical_lr(exponent: Callable[[float], float], low: float, high: float) -> float:
     """Learning rate at which an exponent changes sign.
 
