@@ -26,6 +26,7 @@ from gaugefix import Task, find_symmetries
 from gaugefix.forecast import ClassForecast, forecast, whole_network_threshold
 
 SEEDS = (0, 1, 2)
+WINDOWS = 48  # of 33 symbols, for the language model
 Data = tuple[Tensor, Tensor]
 
 
@@ -34,9 +35,7 @@ def rows() -> list[Row]:
     found = [r for activation in ("relu", "tanh", "identity") for r in hidden_layer(activation)]
     found += deep_network()
     found += channels()
-    found += product_modes(
-        "digits, one head of attention", _digits_attention, steps=6000, lr=0.3, decays=(0.002, 0.006)
-    )
+    found += product_modes("digits, one head of attention", _digits_attention, steps=2500, lr=0.1, decays=(0.003, 0.01))
     text = _text()
     if text is not None:
         found += language_model(text)
@@ -56,7 +55,7 @@ def hidden_layer(activation: str) -> list[Row]:
         limit = _forecast(task)[0].critical_weight_decay
         limits.append(limit)
         for factor, lives in ((0.95, True), (1.05, False)):
-            alive = _train(task, factor * limit, steps=2500, lr=1.0).alive
+            alive = _train(task, factor * limit, steps=1500, lr=1.0).alive
             outcomes[factor].append((alive > 0) == lives)
     note = f"λ_c = {_mean(limits)}"
     return [
@@ -76,7 +75,7 @@ def deep_network() -> list[Row]:
         jumps.append(jump.lambda_c)
         layers.append(min(c.critical_weight_decay for c in forecast(task, symmetries, settle_steps=0).classes))
         for factor, lives in ((0.9, True), (1.1, False)):
-            alive = _train(task, factor * jump.lambda_c, steps=4000, lr=0.2).alive
+            alive = _train(task, factor * jump.lambda_c, steps=2500, lr=0.2).alive
             outcomes[factor].append((alive > 0) == lives)
     note = f"jump at λ = {_mean(jumps)}; smallest λ_c of a layer {_mean(layers)}"
     return [
@@ -96,7 +95,7 @@ def channels() -> list[Row]:
         limit = _forecast(task)[0].critical_weight_decay
         limits.append(limit)
         for factor, lives in ((0.9, True), (1.1, False)):
-            alive = _train(task, factor * limit, steps=2500, lr=0.5).alive
+            alive = _train(task, factor * limit, steps=800, lr=0.2, momentum=0.8).alive
             outcomes[factor].append((alive > 0) == lives)
     note = f"λ_c = {_mean(limits)}"
     return [
@@ -117,7 +116,7 @@ def product_modes(
         predicted: dict[str, list[tuple[int | None, int | None, float]]] = {}
         for seed in SEEDS:
             task = dataclasses.replace(make(seed), weight_decay=decay, lr=lr)
-            for c in _train(task, decay, steps=steps, lr=lr).classes:
+            for c in _train(task, decay, steps=steps, lr=lr, momentum=0.9).classes:
                 if c.rank is not None:
                     predicted.setdefault(c.name, []).append((c.predicted_rank, c.rank, c.residual))
         for cls, triples in predicted.items():
@@ -184,10 +183,10 @@ def language_model(text: Tensor) -> list[Row]:
     """Attention and MLP of a small GPT at weight decays below and above what each class bears."""
     out: list[Row] = []
     trained: dict[float, list[tuple[ClassForecast, ...]]] = {}
-    for decay in (3e-4, 1e-3, 3e-3):
+    for decay in (1e-3, 6e-3):
         for seed in SEEDS:
             task = _gpt_task(text, seed)
-            trained.setdefault(decay, []).append(_train(task, decay, steps=1500, lr=0.5, momentum=0.9).classes)
+            trained.setdefault(decay, []).append(_train(task, decay, steps=800, lr=0.2, momentum=0.9).classes)
         for i, cls in enumerate(c.name for c in trained[decay][0]):
             runs = [classes[i] for classes in trained[decay]]
             if runs[0].kind == "residual" or runs[0].kind == "head":
@@ -200,14 +199,14 @@ def language_model(text: Tensor) -> list[Row]:
 def adapters(text: Tensor) -> list[Row]:
     """Adapters of rank 8 on a frozen GPT, fine-tuned on shifted text: rank below and above the threshold."""
     out = []
-    for factor in (0.3, 0.8, 1.3):
+    for factor in (0.4, 1.3):
         runs: list[tuple[str, bool, str]] = []
         for seed in SEEDS:
             task = _adapter_task(text, seed)
             start = _forecast(_dead(task))
             limits = {c.name: c.kappa for c in start if c.rank is not None}
             decay = factor * max(limits.values())
-            for c in _train(task, decay, steps=3000, lr=1.0, momentum=0.9).classes:
+            for c in _train(task, decay, steps=800, lr=0.1, momentum=0.9).classes:
                 if c.rank is not None:
                     lives = limits[c.name] > decay
                     good = (c.rank > 0) == lives if factor > 1 else c.predicted_rank == c.rank
@@ -348,7 +347,8 @@ class RowAttention(nn.Module):
 
 
 def _digits_attention(seed: int) -> Task:
-    return _task(_seeded(RowAttention, seed), _digits(), lr=0.3)
+    x, y = _digits()
+    return _task(_seeded(RowAttention, seed), (x[:400], y[:400]), lr=0.1)
 
 
 def _text() -> Tensor | None:
@@ -367,7 +367,7 @@ def _windows(text: Tensor, n: int, seed: int, length: int = 33) -> Tensor:
 
 
 def _gpt_task(text: Tensor, seed: int) -> Task:
-    ids = _windows(text, 128, seed)
+    ids = _windows(text, WINDOWS, seed)
     model = _seeded(partial(GPT, int(text.max()) + 1), seed)
     return Task(model, _next_token, lambda: [(ids,)], lr=0.5, weight_decay=1e-3, batch_size=len(ids))
 
@@ -377,7 +377,7 @@ def _adapter_task(text: Tensor, seed: int) -> Task:
     base = _gpt_task(text, seed)
     model = _copy(base.model)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for batch in _epochs(base, 300):
+    for batch in _epochs(base, 200):
         optimizer.zero_grad()
         base.loss(model, batch).mean().backward()
         optimizer.step()
@@ -392,7 +392,7 @@ def _adapter_task(text: Tensor, seed: int) -> Task:
 
     tuned = _seeded(add, seed + 100)
     vocabulary = int(text.max()) + 1
-    ids = (_windows(text, 128, seed + 50) + 1) % vocabulary
+    ids = (_windows(text, WINDOWS, seed + 50) + 1) % vocabulary
     return dataclasses.replace(base, model=tuned, batches=lambda: [(ids,)], lr=1.0)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
+from gaugefix.errors import MeasurementError
 from gaugefix.forecast.network import whole_network_threshold
 from gaugefix.forecast.noise import noise_limits
 from gaugefix.forecast.numbers import ClassNumbers, gauge, ghost_numbers, probed_numbers
@@ -66,6 +67,9 @@ def forecast(
         class an ascent and a few passes for its collapsed state; where a class is not a layer between two Linear
         layers, some tens of Hessian-vector products on up to 1024 samples.
 
+    Raises:
+        MeasurementError: if the loss is not finite.
+
     Example:
         >>> from gaugefix import load_task
         >>> from gaugefix.symmetry import Slice
@@ -80,6 +84,8 @@ def forecast(
     copy = settled.task
     classes = [u for u in units_of(symmetries) if u.slices]
     probe = probe_classes(copy, classes, max_samples=max_samples, seed=seed)
+    if not np.isfinite(probe.loss):
+        raise MeasurementError(f"forecast: the loss of task {task.name!r} is {probe.loss}: the run has diverged.")
     now = {k: p.detach() for k, p in task.model.named_parameters()}  # who is alive is asked of the model as it is
     limits = _optimizer_limits(task)
     numbers = []
