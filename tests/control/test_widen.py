@@ -124,6 +124,7 @@ def test_without_arguments_only_known_modules_are_widened() -> None:
         widen(model, units["q #2"], 1)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_peft_adapters_keep_their_rank_in_step() -> None:
     pytest.importorskip("peft")
     from tests.transformers.models import CASES

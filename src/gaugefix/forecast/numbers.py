@@ -26,10 +26,9 @@ from gaugefix.measure import (
     product_modes,
     two_sides,
 )
-from gaugefix.measure.ghost_blocks import unsuitable
 from gaugefix.measure.ghosts import collapsed_task
 from gaugefix.measure.modes import Sides, dead_mode_block
-from gaugefix.measure.widening import residual_stream
+from gaugefix.measure.widening import residual_stream, unsuitable
 from gaugefix.symmetry import Symmetries, Units
 from gaugefix.task import Task
 from gaugefix.theory import signal_matrix

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
 from gaugefix.measure.classes import in_precision
@@ -280,30 +279,6 @@ def _pull(
     (gradient,) = torch.autograd.grad(pull.square().sum() / 2, incoming)
     values: np.ndarray = pull.detach().norm(dim=1).double().cpu().numpy()
     return values, gradient.double().cpu().numpy(), (-pull).detach().double().cpu().numpy()
-
-
-def unsuitable(units: Units, params: dict[str, Tensor]) -> str:
-    """Why a ghost of a class makes no sense, before any model is built; "" if it does.
-
-    Args:
-        units: the class.
-        params: parameters by name, with their ``requires_grad``.
-
-    Returns:
-        The reason.
-    """
-    if any(s.param not in params for s in units.slices):
-        return "a slice belongs to no parameter of this model"
-    frozen = [s.param for s in units.slices if not params[s.param].requires_grad]
-    if frozen:
-        return f"{frozen[0]!r} is frozen: neither trained nor decayed"
-    if not units.incoming:
-        return "no incoming slice"
-    if not units.outgoing and "linear" not in units.flags:
-        return "no outgoing slice"
-    if any(s.index.shape[2] > 1 for s in units.incoming):
-        return "units are whole blocks of parameters (heads): see the classes inside them"
-    return ""
 
 
 def quick_precision(copy: Task) -> Task:

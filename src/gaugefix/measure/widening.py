@@ -42,6 +42,30 @@ def residual_stream(units: Units) -> bool:
     return units.kind == "residual" or "normalised" in units.flags
 
 
+def unsuitable(units: Units, params: dict[str, Tensor]) -> str:
+    """Why a ghost of a class makes no sense, before any model is built; "" if it does.
+
+    Args:
+        units: the class.
+        params: parameters by name, with their ``requires_grad``.
+
+    Returns:
+        The reason.
+    """
+    if any(s.param not in params for s in units.slices):
+        return "a slice belongs to no parameter of this model"
+    frozen = [s.param for s in units.slices if not params[s.param].requires_grad]
+    if frozen:
+        return f"{frozen[0]!r} is frozen: neither trained nor decayed"
+    if not units.incoming:
+        return "no incoming slice"
+    if not units.outgoing and "linear" not in units.flags:
+        return "no outgoing slice"
+    if any(s.index.shape[2] > 1 for s in units.incoming):
+        return "units are whole blocks of parameters (heads): see the classes inside them"
+    return ""
+
+
 def widened_copy(model: nn.Module, units: Units, n: int) -> Wide:
     """A deep copy of a model with ``n`` more units of zero size in every fiber of a class.
 
