@@ -24,6 +24,7 @@ from torch.nn import functional
 from benchmarks.harness import Row
 from gaugefix import Task, find_symmetries
 from gaugefix.forecast import ClassForecast, forecast, whole_network_threshold
+from gaugefix.studies.ghosts_and_drives import RowAttention
 
 SEEDS = (0, 1, 2)
 WINDOWS = 48  # of 33 symbols, for the language model
@@ -327,23 +328,6 @@ def _convolution() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8 * 16, 10)
     )  # fmt: skip
-
-
-class RowAttention(nn.Module):
-    """Digits as eight tokens of eight pixels: one head with a residual, mean pooling."""
-
-    def __init__(self, d: int = 16, e: int = 8) -> None:
-        super().__init__()
-        self.embed, self.head = nn.Linear(8, d), nn.Linear(d, 10)
-        self.position = nn.Parameter(torch.randn(8, d) / 4)
-        self.q, self.k, self.v = (nn.Linear(d, e, bias=False) for _ in range(3))
-        self.out, self.scale = nn.Linear(e, d, bias=False), e**-0.5
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
-        h = self.embed(x.reshape(-1, 8, 8)) + self.position
-        a = functional.softmax(self.q(h) @ self.k(h).transpose(1, 2) * self.scale, dim=-1)
-        return self.head((h + self.out(a @ self.v(h))).mean(1))
 
 
 def _digits_attention(seed: int) -> Task:

@@ -10,14 +10,15 @@ whose singular value σ(G) of the loss's slope is λ, so the rank can be read of
 The study checks this on scikit-learn's digits (a hidden layer of 32, and one head of attention on eight rows of
 pixels), and the weight decay at which a deep network dies against the closed form of a deep linear one.
 
-A construction of this package. It rests on arXiv 2309.16932 (mirrors and weight decay), arXiv 2205.12510 (collapsed
-layers), arXiv 2210.01212 (weight decay on products) and arXiv 2202.04777 (deep linear networks).
+It rests on arXiv 2309.16932 (mirrors and weight decay), arXiv 2205.12510 (collapsed layers), arXiv 2210.01212 (weight
+decay on products) and arXiv 2202.04777 (deep linear networks).
 """
 
 from __future__ import annotations
 
 import copy
 from functools import cache
+from itertools import pairwise, product
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ from gaugefix.task import Task
 
 HEAD_DECAYS = (0.002, 0.006)
 GROWTH_DECAYS = (0.02, 0.1)
-DESCENT = 2000  # steps for a ReLU layer
+DESCENT = 2500  # steps for a ReLU layer
 ITERATIONS = 300  # of L-BFGS
 CHAIN = (1.0, 0.5, -0.2)  # E xy of the deep linear network, with E xxᵀ = 0.7
 DEPTHS = (2, 3)
@@ -58,13 +59,6 @@ def ghosts_and_drives() -> tuple[Claim, ...]:
             relu_drives,
             Tolerance("descent stops at a finite time", absolute=0.01),
             unit="largest |d/λ − 1|",
-        ),
-        Claim(
-            "no-deficit",
-            "There the best ghost grows no slower than λ: κ ≥ λ, for ReLU and for tanh.",
-            headroom,
-            Tolerance("descent stops at a finite time", absolute=0.005, relation=">="),
-            unit="κ/λ",
         ),
         Claim(
             "certificate",
@@ -110,18 +104,22 @@ def _task(model: nn.Module, weight_decay: float) -> Task:
     return Task(model, loss, lambda: [_digits()], lr=0.3, weight_decay=weight_decay, batch_size=800)
 
 
+def _objective(task: Task) -> Tensor:
+    """The penalised loss."""
+    penalty = torch.stack([p.square().sum() for p in task.model.parameters()]).sum()
+    return task.loss(task.model, _digits()).mean() + task.weight_decay / 2 * penalty
+
+
 def _minimise(task: Task, iterations: int) -> Task:
     """L-BFGS on the penalised loss, in place."""
-    params = list(task.model.parameters())
     optimizer = torch.optim.LBFGS(
-        params, max_iter=iterations, max_eval=2 * iterations, tolerance_grad=1e-10, tolerance_change=0,
-        history_size=30, line_search_fn="strong_wolfe",
+        task.model.parameters(), max_iter=iterations, max_eval=2 * iterations, tolerance_grad=1e-10,
+        tolerance_change=0, history_size=30, line_search_fn="strong_wolfe",
     )  # fmt: skip
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        penalty = torch.stack([p.square().sum() for p in params]).sum() * task.weight_decay / 2
-        value = task.loss(task.model, _digits()).mean() + penalty
+        value = _objective(task)
         value.backward()
         return value
 
@@ -134,7 +132,7 @@ def _descend(task: Task, steps: int) -> Task:
     """Gradient descent with momentum in place, in single precision: unlike L-BFGS it leaves saddles."""
     x, y = _digits()
     model = copy.deepcopy(task.model).float()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9, weight_decay=task.weight_decay)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.95, weight_decay=task.weight_decay)
     for _ in range(steps):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x.float()), y).backward()
@@ -160,15 +158,12 @@ LAYER_CELLS = tuple(f"{kind.__name__}, λ = {decay:g}" for kind, decay in LAYERS
 @cache
 def _layers(seeds: tuple[int, ...]) -> list[list[tuple[Task, ClassForecast]]]:
     """The trained hidden layers of every seed, with their forecast."""
-    found = []
-    for seed in seeds:
-        row = []
-        for kind, decay in LAYERS:
-            task = _task(_layer(kind, seed), decay)
-            if kind is nn.ReLU:
-                _descend(task, DESCENT)
-            row.append((task, _classes(_minimise(task, ITERATIONS))[0]))
-        found.append(row)
+    found: list[list[tuple[Task, ClassForecast]]] = [[] for _ in seeds]
+    for (kind, decay), (row, seed) in product(LAYERS, zip(found, seeds, strict=True)):
+        task = _task(_layer(kind, seed), decay)
+        if kind is nn.ReLU:
+            _descend(task, DESCENT)
+        row.append((task, _classes(_minimise(task, ITERATIONS))[0]))
     return found
 
 
@@ -177,12 +172,6 @@ def relu_drives(setting: Setting) -> Evidence:
     runs = [row[:2] for row in _layers(setting.seeds)]
     worst = [[np.nanmax(np.abs(c.drives / c.weight_decay - 1)) for _, c in row] for row in runs]
     return Evidence(np.zeros(2), np.array(worst), LAYER_CELLS[:2])
-
-
-def headroom(setting: Setting) -> Evidence:
-    """κ by ascent for ReLU, from the signal matrix for tanh, over λ."""
-    ratios = np.array([[c.headroom for _, c in row] for row in _layers(setting.seeds)])
-    return Evidence(np.ones(len(LAYERS)), ratios, LAYER_CELLS)
 
 
 def certificates(setting: Setting) -> Evidence:
@@ -199,18 +188,13 @@ def _gain_of_a_unit(task: Task) -> float:
     units = find_symmetries(task, verify=False).units[0]
     best = ghost_block(exact_copy(task), units).direction
     model = widen(task.model, units, 1, (_digits()[0],))
+    params = dict(model.named_parameters())
     with torch.no_grad():
-        model[0].weight[-1] = 0.1 * torch.from_numpy(best[:64])
-        model[2].weight[:, -1] = 0.1 * torch.from_numpy(best[64:])
+        params["0.weight"][-1] = 0.1 * torch.from_numpy(best[:64])
+        params["2.weight"][:, -1] = 0.1 * torch.from_numpy(best[64:])
     wider = _minimise(_task(model, task.weight_decay), ITERATIONS)
-    before, after = (_objective(t) for t in (task, wider))
+    before, after = (float(_objective(t).detach()) for t in (task, wider))
     return 1 - after / before
-
-
-def _objective(task: Task) -> float:
-    with torch.no_grad():
-        penalty = sum(float(p.square().sum()) for p in task.model.parameters())
-        return float(task.loss(task.model, _digits()).mean()) + task.weight_decay / 2 * penalty
 
 
 def growth_rates(setting: Setting) -> Evidence:
@@ -228,7 +212,7 @@ def growth_rates(setting: Setting) -> Evidence:
             for p in model.parameters():
                 nn.init.zeros_(p)
             predicted[i, j] = _classes(task)[0].rate
-            pair = [model[0].weight, model[2].weight]
+            pair = [p for p in model.parameters() if p.ndim == 2]
             with torch.no_grad():
                 pair[0] += 1e-7 * mixture * right[0]
                 pair[1] += 1e-7 * (mixture * left[:, 0]).T
@@ -295,19 +279,18 @@ def spinodals(setting: Setting) -> Evidence:
         for depth in DEPTHS:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                layers = [nn.Linear(3, 4, bias=False), *(nn.Linear(4, 4, bias=False) for _ in range(depth - 1))]
-                model = nn.Sequential(*layers, nn.Linear(4, 1, bias=False)).double()
-            with torch.no_grad():
-                for p in model.parameters():
-                    p *= 2.0
+                widths = [3, *[4] * depth, 1]
+                model = nn.Sequential(*(nn.Linear(i, o, bias=False) for i, o in pairwise(widths))).double()
+            for p in model.parameters():
+                p.detach().mul_(2.0)
             # E xxᵀ = a and E xy = c exactly: inputs are the scaled axes and their negatives
             x = torch.cat([torch.eye(3), -torch.eye(3)]).double() * (3 * a) ** 0.5
             y = (x @ c / a)[:, None]
             task = Task(
                 model, lambda m, b: (m(b[0]) - b[1]).square().sum(1), lambda x=x, y=y: [(x, y)],
-                lr=0.02, weight_decay=0.05, batch_size=6,
+                lr=0.03, weight_decay=0.05, batch_size=6,
             )  # fmt: skip
-            jump = whole_network_threshold(task, find_symmetries(task, verify=False), tolerance=0.02, max_steps=4000)
+            jump = whole_network_threshold(task, find_symmetries(task, verify=False), tolerance=0.03, max_steps=3000)
             row.append(jump.lambda_c)
         found.append(row)
     norm = float(c.norm())
