@@ -214,14 +214,14 @@ def growth_rates(setting: Setting) -> Evidence:
             predicted[i, j] = _classes(task)[0].rate
             pair = [p for p in model.parameters() if p.ndim == 2]
             with torch.no_grad():
-                pair[0] += 1e-7 * mixture * right[0]
-                pair[1] += 1e-7 * (mixture * left[:, 0]).T
+                pair[0].add_(1e-7 * mixture * right[0])
+                pair[1].add_(1e-7 * (mixture * left[:, 0]).T)
             start = float(pair[1].detach().norm())
             for _ in range(steps):
                 slopes = torch.autograd.grad(task.loss(model, _digits()).mean(), pair)
                 with torch.no_grad():
                     for p, g in zip(pair, slopes, strict=True):
-                        p -= lr * (g + decay * p)
+                        p.sub_(lr * (g + decay * p))
             measured[i, j] = np.expm1(np.log(float(pair[1].detach().norm()) / start) / steps) / lr
     return Evidence(predicted, measured, labels("λ", GROWTH_DECAYS))
 
