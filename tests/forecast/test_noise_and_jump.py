@@ -11,7 +11,8 @@ from torch import nn
 
 from gaugefix import Task, find_symmetries
 from gaugefix.forecast import forecast, noise_limits, whole_network_threshold
-from gaugefix.theory import critical_batch_size, critical_lr, lyapunov_exponent
+from gaugefix.theory import critical_batch, lyapunov_exponent
+from gaugefix.theory.multiplicative_noise import exponent_root
 
 
 def _scalar_task(x, y, **settings) -> Task:
@@ -38,16 +39,14 @@ def test_the_curvature_of_a_sample_is_known_in_closed_form(data) -> None:
     assert found.kappa == pytest.approx(product.mean())
     assert found.noise.spread == pytest.approx(product.std(ddof=1))
     assert found.noise.critical_lr == pytest.approx(2 * product.mean() / (product**2).mean(), rel=1e-3)
-    assert found.noise.critical_batch_size == pytest.approx(
-        critical_batch_size(-product.mean(), product.var(ddof=1), 0.1)
-    )
+    assert found.noise.critical_batch_size == pytest.approx(critical_batch(-product[:, 0], 0.1))
 
 
 def test_the_estimate_is_near_the_root_of_the_exponent(data) -> None:
     """One mode u = w of a scalar unit: the exact critical learning rate is the root of E log|1 + lr·xy|."""
     product = (data[0] * data[1]).numpy()[:, 0]
     task = _scalar_task(*data)
-    exact = critical_lr(lambda lr: lyapunov_exponent(-product, lr), 0.05, 0.6)
+    exact = exponent_root(lambda lr: lyapunov_exponent(-product, lr), 0.05, 0.6)
     found = noise_limits(task, -product, 0.0)
     assert found.critical_lr == pytest.approx(exact, rel=0.15)
 

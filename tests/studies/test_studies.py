@@ -12,7 +12,9 @@ from gaugefix.studies import symmetry_constraint as root
 from gaugefix.studies.registry import find_study
 from gaugefix.studies.runner import run_claim
 
-LONG = {f"forecast {name}" for name in ("drives", "certificate", "rank")}  # more than 20 s
+LONG = {  # "id claim" of claims that take more than a few seconds
+    f"2308.06671 {claim}" for claim in ("stationary-law", "distribution", "collapse", "collapse-rate")
+} | {f"forecast {claim}" for claim in ("drives", "certificate", "rank")}
 
 CLAIMS = [
     pytest.param(

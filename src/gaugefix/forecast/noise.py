@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from gaugefix.measure import Record
 from gaugefix.task import Task
-from gaugefix.theory import critical_batch_size, critical_lr_estimate
+from gaugefix.theory import critical_batch, critical_lr_estimate
 
 _UNKNOWN = "no curvature of single samples along the best ghost"
 _LIMITS = (
@@ -24,8 +24,8 @@ class NoiseLimits(Record):
 
     Attributes:
         critical_lr: learning rate above which the ghost dies although κ > λ; 0 if κ ≤ λ, nan if it is not known.
-        critical_batch_size: batch size below which it dies at the task's learning rate; 0 if none is small enough, inf
-            if κ ≤ λ, nan if it is not known.
+        critical_batch_size: batch size below which it dies at the task's learning rate; inf if κ ≤ λ, nan if it is
+            not known or lr·(κ − λ) ≥ 2.
         spread: standard deviation of the curvature of single samples along the ghost; its mean is −κ.
         reason: what the numbers assume, or why there are none.
     """
@@ -63,7 +63,7 @@ def noise_limits(task: Task, curvatures: Float[np.ndarray, " n"], weight_decay: 
         return NoiseLimits(0.0, np.inf, variance**0.5, "weight decay alone keeps the ghost dead")
     return NoiseLimits(
         critical_lr_estimate(mean, mean**2 + noise) * (1 - task.momentum),
-        critical_batch_size(mean, variance, lr),
+        critical_batch(curvatures, lr, weight_decay),
         variance**0.5,
         _LIMITS,
     )

@@ -9,7 +9,7 @@ import torch
 from torch.nn.modules.conv import _ConvNd
 
 from gaugefix.measure.classes import in_precision
-from gaugefix.measure.curvature import lanczos
+from gaugefix.measure.eigenpairs import extreme_eigenpairs
 from gaugefix.measure.ghost_model import GhostModel
 from gaugefix.measure.records import Record
 from gaugefix.symmetry import Units
@@ -211,8 +211,8 @@ def _lowest(model: GhostModel, seed: int, count: int = 6) -> GhostBlock:
             out: np.ndarray = image[fiber, 0].double().cpu().numpy() / model.score_scale
             return out
 
-        values[f], vectors[f], found = lanczos(product, d, count, seed)
-        residual = max(residual, found)
+        values[f], vectors[f], found = extreme_eigenpairs(product, d, count, "SA", seed=seed)
+        residual = max(residual, float(found.max()))
     return _from_modes(model, values, vectors, residual, "lanczos")
 
 

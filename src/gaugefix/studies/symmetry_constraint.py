@@ -30,7 +30,7 @@ from gaugefix.symmetry import find_symmetries
 from gaugefix.task import Task
 from gaugefix.theory.matrix_factorization import gram_rank, gram_spectrum
 from gaugefix.theory.mirror_plane import growth_rates
-from gaugefix.theory.multiplicative_noise import critical_lr, gaussian_regression_exponent
+from gaugefix.theory.multiplicative_noise import exponent_root, gaussian_regression_exponent
 from gaugefix.theory.product_regression import product_growth, product_minimum, relearning_slope
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def draw_relearning(axes: Axes, result: Comparison) -> None:
 def noise_exponents(setting: Setting) -> Evidence:
     """Follow the mean of log|uw| over many chains of SGD with batches of one, close to the saddle u = w = 0."""
     chains, steps = setting.choose(quick=4000, full=40_000), setting.choose(quick=3000, full=4000)
-    threshold = critical_lr(partial(gaussian_regression_exponent, NOISE_SLOPE), 0.02, 0.4)
+    threshold = exponent_root(partial(gaussian_regression_exponent, NOISE_SLOPE), 0.02, 0.4)
     lr = threshold * torch.tensor(NOISE_LRS, dtype=torch.float64)[:, None, None]
     generators = [torch.Generator().manual_seed(seed) for seed in setting.seeds]
     u = w = torch.full((len(NOISE_LRS), len(setting.seeds), chains), 1e-30, dtype=torch.float64)  # linear throughout
