@@ -36,7 +36,7 @@ def rows() -> list[Row]:
     found = [r for activation in ("relu", "tanh", "identity") for r in hidden_layer(activation)]
     found += deep_network()
     found += channels()
-    found += product_modes("digits, one head of attention", _digits_attention, steps=2500, lr=0.1, decays=(0.003, 0.01))
+    found += product_modes("digits, one head of attention", _digits_attention, steps=1000, lr=0.1, decays=(0.01, 0.03))
     text = _text()
     if text is not None:
         found += language_model(text)
@@ -76,7 +76,7 @@ def deep_network() -> list[Row]:
         jumps.append(jump.lambda_c)
         layers.append(min(c.critical_weight_decay for c in forecast(task, symmetries, settle_steps=0).classes))
         for factor, lives in ((0.9, True), (1.1, False)):
-            alive = _train(task, factor * jump.lambda_c, steps=2500, lr=0.2).alive
+            alive = _train(task, factor * jump.lambda_c, steps=1500, lr=0.2).alive
             outcomes[factor].append((alive > 0) == lives)
     note = f"jump at λ = {_mean(jumps)}; smallest λ_c of a layer {_mean(layers)}"
     return [
@@ -184,10 +184,10 @@ def language_model(text: Tensor) -> list[Row]:
     """Attention and MLP of a small GPT at weight decays below and above what each class bears."""
     out: list[Row] = []
     trained: dict[float, list[tuple[ClassForecast, ...]]] = {}
-    for decay in (6e-3, 2e-2):
+    for decay in (1e-2, 3e-2):
         for seed in SEEDS:
             task = _gpt_task(text, seed)
-            trained.setdefault(decay, []).append(_train(task, decay, steps=800, lr=0.2, momentum=0.9).classes)
+            trained.setdefault(decay, []).append(_train(task, decay, steps=400, lr=0.2, momentum=0.9).classes)
         for i, cls in enumerate(c.name for c in trained[decay][0]):
             runs = [classes[i] for classes in trained[decay]]
             if runs[0].kind == "residual" or runs[0].kind == "head":

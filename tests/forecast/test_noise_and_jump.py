@@ -124,3 +124,15 @@ def test_where_there_is_no_such_threshold_the_reason_is_said() -> None:
     for p in dead.model.parameters():
         nn.init.zeros_(p)
     assert "no live state" in whole_network_threshold(dead, symmetries).reason
+
+
+def test_a_loss_that_needs_double_precision_gets_it() -> None:
+    task = _deep_linear(2)
+    (x, y), constant = task.first_batch(), torch.eye(1, dtype=torch.float64)
+
+    def loss(model, batch):
+        return ((model(batch[0]) - batch[1]) @ constant).square().sum(1)
+
+    exact = dataclasses.replace(task, loss=loss, batches=lambda: [(x, y)])
+    found = whole_network_threshold(exact, find_symmetries(task, verify=False), tolerance=0.2, max_steps=500)
+    assert found.alive_at < _spinodal(2) < found.dead_at * 1.1

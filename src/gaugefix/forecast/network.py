@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gaugefix.measure import Record
-from gaugefix.measure.classes import in_precision, units_of
+from gaugefix.measure.classes import single_precision_copy, units_of
 from gaugefix.measure.settle import first_samples
 from gaugefix.symmetry import Symmetries, Units
 from gaugefix.task import Task
@@ -103,7 +103,7 @@ def whole_network_threshold(
     reason = _limits(task, symmetries)
     if reason:
         return NetworkThreshold(np.nan, np.nan, np.nan, np.nan, np.zeros((0, 2)), 0, False, reason)
-    copy = in_precision(task, torch.float32)
+    copy = single_precision_copy(task)
     names = {s.param for u in units_of(symmetries) for s in u.slices}
     run = _Runs(copy, names, list(first_samples(copy, max_samples, seed)), max_steps,
                 task.momentum if fresh else _MOMENTUM)  # fmt: skip

@@ -136,17 +136,17 @@ def exact_copy(task: Task) -> Task:
     return _with_model(task, copy.deepcopy(task.model).eval(), own)
 
 
-def in_precision(task: Task, dtype: torch.dtype) -> Task:
-    """A task on a deep copy of the model in another precision, in evaluation mode.
+def single_precision_copy(task: Task) -> Task:
+    """As `exact_copy` in float32, for what need not be exact; `exact_copy` itself if the loss does not allow it.
 
     Args:
         task: the original.
-        dtype: floating type of parameters, buffers and data.
 
     Returns:
-        The copy.
+        The copy; its ``batches`` cast the data.
     """
-    return _with_model(task, copy.deepcopy(task.model).to(dtype).eval(), dtype)
+    clone = _with_model(task, copy.deepcopy(task.model).to(torch.float32).eval(), torch.float32)
+    return clone if _evaluates(clone) else exact_copy(task)
 
 
 def _evaluates(task: Task) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn.modules.conv import _ConvNd
 
-from gaugefix.measure.classes import in_precision
+from gaugefix.measure.classes import single_precision_copy
 from gaugefix.measure.eigenpairs import extreme_eigenpairs
 from gaugefix.measure.ghost_model import GhostModel
 from gaugefix.measure.records import Record
@@ -292,4 +292,4 @@ def quick_precision(copy: Task) -> Task:
     """
     if not any(isinstance(m, _ConvNd) for m in copy.model.modules()):
         return copy
-    return in_precision(copy, torch.float32)
+    return single_precision_copy(copy)
