@@ -33,7 +33,7 @@ from gaugefix.studies.registry import study
 from gaugefix.symmetry import find_symmetries
 from gaugefix.task import Task
 
-HEAD_DECAYS = (0.002, 0.006)
+HEAD_DECAYS = (0.015,)
 GROWTH_DECAYS = (0.02, 0.1)
 DESCENT = 2500  # steps for a ReLU layer
 ITERATIONS = 300  # of L-BFGS
@@ -256,7 +256,7 @@ def head_ranks(setting: Setting) -> Evidence:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 model = RowAttention().double()
-            for c in _classes(_minimise(_task(model, decay), 3 * ITERATIONS)):
+            for c in _classes(_minimise(_task(model, decay), 2 * ITERATIONS)):
                 if c.rank is not None and c.name in {"q", "v"}:  # the stream without norms is a class of modes too
                     pair[0].append(np.nan if c.predicted_rank is None else c.predicted_rank)
                     pair[1].append(c.rank)
