@@ -1,5 +1,9 @@
 """CHANGE: move along symmetries, remove what they made idle, impose or remove them."""
 
+from gaugefix.control.folding import FoldedClass as FoldedClass
+from gaugefix.control.folding import FoldResult as FoldResult
+from gaugefix.control.folding import Refit as Refit
+from gaugefix.control.folding import fold as fold
 from gaugefix.control.gauges import CanonicalForm as CanonicalForm
 from gaugefix.control.gauges import Rebalanced as Rebalanced
 from gaugefix.control.gauges import canonicalize as canonicalize
