@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations, islice
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,11 +17,11 @@ _OTHER = re.compile(r"embed|hidden_size|d_model|layer|idx|index|depth|length|pos
 _INDEX = re.compile(r"idx|index|layer|depth|seed")
 
 
-def _linear(m: nn.Module) -> dict[str, object]:
+def _linear(m: Any) -> dict[str, object]:
     return {"out_features": m.weight.shape[0], "in_features": m.weight.shape[1]}
 
 
-def _conv(m: nn.Module) -> dict[str, object]:
+def _conv(m: Any) -> dict[str, object]:
     rows, columns = m.weight.shape[:2]
     if m.transposed:
         return {"in_channels": rows, "out_channels": columns * m.groups}
@@ -30,30 +31,30 @@ def _conv(m: nn.Module) -> dict[str, object]:
     return {"out_channels": rows, "in_channels": columns * m.groups}
 
 
-def _features(m: nn.Module) -> dict[str, object]:
+def _features(m: Any) -> dict[str, object]:
     like = m.weight if m.weight is not None else m.running_mean
     return {} if like is None else {"num_features": len(like)}
 
 
-def _normalized(m: nn.Module) -> dict[str, object]:
+def _normalized(m: Any) -> dict[str, object]:
     return {} if m.weight is None else {"normalized_shape": tuple(m.weight.shape)}
 
 
-def _group_norm(m: nn.Module) -> dict[str, object]:
+def _group_norm(m: Any) -> dict[str, object]:
     return {} if m.weight is None else {"num_channels": len(m.weight)}
 
 
-def _embedding(m: nn.Module) -> dict[str, object]:
+def _embedding(m: Any) -> dict[str, object]:
     return {"num_embeddings": m.weight.shape[0], "embedding_dim": m.weight.shape[1]}
 
 
-def _bilinear(m: nn.Module) -> dict[str, object]:
+def _bilinear(m: Any) -> dict[str, object]:
     out, first, second = m.weight.shape
     return {"out_features": out, "in1_features": first, "in2_features": second}
 
 
 #: attributes of a module that follow from the shapes of its parameters; the first type that fits counts
-ATTRIBUTES: tuple[tuple[type[nn.Module], Callable[[nn.Module], dict[str, object]]], ...] = (
+ATTRIBUTES: tuple[tuple[type[nn.Module], Callable[[Any], dict[str, object]]], ...] = (
     (nn.Linear, _linear),
     (nn.modules.conv._ConvNd, _conv),
     (nn.modules.batchnorm._NormBase, _features),
@@ -83,8 +84,9 @@ def width_attributes(module: nn.Module) -> dict[str, object]:
     for kind, attributes in ATTRIBUTES:
         if isinstance(module, kind):
             return attributes(module)
-    if hasattr(module, "nx") and hasattr(module, "nf") and isinstance(getattr(module, "weight", None), Tensor):
-        return {"nx": module.weight.shape[0], "nf": module.weight.shape[1]}
+    weight = getattr(module, "weight", None)
+    if hasattr(module, "nx") and hasattr(module, "nf") and isinstance(weight, Tensor):
+        return {"nx": weight.shape[0], "nf": weight.shape[1]}
     return {}
 
 

@@ -69,8 +69,8 @@ def _thin_pair(layer: nn.Linear, tolerance: float | None, eps: float) -> nn.Sequ
     if rank * (into + out) >= into * out:
         return None
     like = {"dtype": weight.dtype, "device": weight.device}
-    first = nn.Linear(into, rank, bias=False, **like)  # type: ignore[arg-type]
-    second = nn.Linear(rank, out, bias=layer.bias is not None, **like)  # type: ignore[arg-type]
+    first = nn.Linear(into, rank, bias=False, **like)
+    second = nn.Linear(rank, out, bias=layer.bias is not None, **like)
     root = s[:rank].sqrt()
     with torch.no_grad():
         first.weight.copy_(root[:, None] * vt[:rank])

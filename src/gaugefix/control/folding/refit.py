@@ -54,7 +54,7 @@ def refit_model(
         outs, goal = _outputs(student, batches[k % len(batches)]), wanted[k % len(batches)]
         loss = torch.stack([(a - b).square().mean() / b.square().mean() for a, b in zip(outs, goal, strict=True)]).sum()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
     after = _error(student, batches, wanted)
@@ -78,4 +78,4 @@ def _error(model: nn.Module, batches: list[tuple[Any, ...]], wanted: list[list[T
     for b, goal in zip(batches, wanted, strict=True):
         for a, t in zip(_outputs(model, b), goal, strict=True):
             gap, scale = gap + float((a - t).double().square().sum()), scale + float(t.double().square().sum())
-    return (gap / scale) ** 0.5 if scale > 0 else gap**0.5
+    return float((gap / scale) ** 0.5 if scale > 0 else gap**0.5)

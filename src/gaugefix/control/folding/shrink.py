@@ -137,7 +137,7 @@ def _rescale_norms(out: nn.Module, model: nn.Module, proposal: Proposal) -> None
     with torch.no_grad():
         for owner in dict.fromkeys(s.param.rpartition(".")[0] for s in proposal.units.gains):
             module, old = out.get_submodule(owner), model.get_submodule(owner)
-            module.weight.mul_(math.sqrt(ratio))  # type: ignore[operator, union-attr]
+            module.weight.mul_(math.sqrt(ratio))  # type: ignore[operator]
             for name in _EPS_NAMES:
                 if isinstance(getattr(old, name, None), float):  # None is the rounding unit: too small to matter
                     setattr(module, name, getattr(old, name) * ratio)
