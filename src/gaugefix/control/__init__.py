@@ -1,5 +1,9 @@
 """CHANGE: move along symmetries, remove what they made idle, impose or remove them."""
 
+from gaugefix.control.alignment import Aligned as Aligned
+from gaugefix.control.alignment import Barrier as Barrier
+from gaugefix.control.alignment import align as align
+from gaugefix.control.alignment import barrier as barrier
 from gaugefix.control.folding import FoldedClass as FoldedClass
 from gaugefix.control.folding import FoldResult as FoldResult
 from gaugefix.control.folding import Refit as Refit
