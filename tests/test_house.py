@@ -24,6 +24,8 @@ ROOMS = [
     {"audit"},
     {"report", "studies"},
     {"inspection"},
+    {"cli_options"},
+    {"cli_change"},
     {"cli"},
     {"__main__"},
 ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gaugefix.errors import ControlError
+from gaugefix.files import write_atomically
 from gaugefix.symmetry import Slice, Symmetries, Symmetry, Units, find_symmetries
 from gaugefix.symmetry.graph import math_attention
 from gaugefix.symmetry.groups import Diagonal, Permutation
@@ -102,6 +105,24 @@ def write_state(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...
                 target.copy_(new)
                 changed.append(name)
     return tuple(changed)
+
+
+def save_weights(model: nn.Module, path: Path | str) -> Path:
+    """Write parameters and buffers as safetensors; tensors that are shared are written once.
+
+    Args:
+        model: the module.
+        path: of the file.
+
+    Returns:
+        The absolute path.
+    """
+    from safetensors.torch import save_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.safetensors"
+        save_model(model, str(file))
+        return write_atomically(path, file.read_bytes())
 
 
 def as_args(model: nn.Module | Task, example_inputs: Any, caller: str) -> tuple[nn.Module, tuple[Any, ...]]:

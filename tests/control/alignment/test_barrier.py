@@ -15,9 +15,11 @@ from gaugefix.errors import ControlError
 
 def regression(net: nn.Module, x: Tensor, y: Tensor) -> Task:
     """Squared error."""
-    return Task(
-        net, lambda m, b: (m(b[0]) - b[1]).square().sum(1), lambda: [(x, y)], lr=0.1, weight_decay=0.0, batch_size=len(x)
-    )  # fmt: skip
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return (model(batch[0]) - batch[1]).square().sum(1)
+
+    return Task(net, loss, lambda: [(x, y)], lr=0.1, weight_decay=0.0, batch_size=len(x))
 
 
 def test_a_parabola_through_its_minimum_has_the_closed_form() -> None:

@@ -49,4 +49,5 @@ def activation_start(
 def _normalised(values: Tensor) -> Tensor:
     """Rows centred and of norm 1; constant rows are zero."""
     centred = values - values.mean(2, keepdim=True)
-    return centred / centred.norm(dim=2, keepdim=True).clamp_min(1e-12)
+    rows: Tensor = centred / centred.norm(dim=2, keepdim=True).clamp_min(1e-12)
+    return rows

@@ -232,7 +232,7 @@ def _distance(a: State, b: State, names: Sequence[str]) -> float:
 
 def _cosine(a: State, b: State, names: Sequence[str]) -> float:
     inner, aa, bb = (sum(float((x[n] * y[n]).sum()) for n in names) for x, y in ((a, b), (a, a), (b, b)))
-    return inner / max((aa * bb) ** 0.5, 1e-300)
+    return float(inner / max((aa * bb) ** 0.5, 1e-300))
 
 
 def _moved(before: State, after: State, p: Permutation) -> int:

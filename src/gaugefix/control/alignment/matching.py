@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from gaugefix.control.gauges.signs import best_signs, flip, odd_slices
+from gaugefix.control.gauges.signs import SignGroup, best_signs, flip, odd_slices
 from gaugefix.control.state import State, flat_positions
 from gaugefix.symmetry import Slice
 from gaugefix.symmetry.groups import Diagonal, Permutation, Rotation
@@ -80,7 +80,7 @@ class Matcher:
 
     def _flip_together(self, state: State) -> State:
         """All signs at once: they depend on each other, and the largest products with the target decide."""
-        groups = [*self.signs, *self.rotations]
+        groups: list[SignGroup] = [*self.signs, *self.rotations]
         products = {n: self.target[n] * t for n, t in state.items()}
         for group, signs in zip(groups, best_signs(products, groups), strict=True):
             state = flip(state, group, signs)
@@ -144,7 +144,8 @@ class Matcher:
         units = r._class()
         a = torch.cat([_blocks(self.target, s) for s in units.slices], dim=2)
         b = torch.cat([_blocks(state, s) for s in units.slices], dim=2)
-        return torch.linalg.svdvals(torch.einsum("iax,jbx->ijab", a, b)).sum(-1)
+        total: Tensor = torch.linalg.svdvals(torch.einsum("iax,jbx->ijab", a, b)).sum(-1)
+        return total
 
     def _is_inside(self, r: Rotation, p: Permutation) -> bool:
         """Whether each fiber of a rotation lies in one unit of a permutation, in the same order."""

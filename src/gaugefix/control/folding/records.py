@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from gaugefix.control.state import State
+from gaugefix.control.state import State, save_weights
 from gaugefix.measure import Record
 from gaugefix.symmetry import Units
 
@@ -127,15 +128,16 @@ class FoldResult(Record):
         """
         return {k: v for k, v in super().to_dict().items() if k != "model"}
 
-    def save(self, path: str) -> None:
+    def save(self, path: Path | str) -> Path:
         """Write parameters and buffers as safetensors.
 
         Args:
             path: of the file.
-        """
-        from safetensors.torch import save_model
 
-        save_model(self.model, path)
+        Returns:
+            The absolute path.
+        """
+        return save_weights(self.model, path)
 
     def __str__(self) -> str:
         """A few lines for people."""
