@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from benchmarks.harness import Row
 from gaugefix import find_symmetries
 from gaugefix.control import align
-from gaugefix.control.state import state_of, with_statistics, write_state
+from gaugefix.control.state import state_of, write_state
+from gaugefix.control.statistics import with_statistics
 
 Pair = tuple[nn.Module, nn.Module, Tensor]
 Tool = Callable[[nn.Module, nn.Module, Tensor], nn.Module]

@@ -14,7 +14,8 @@ from gaugefix.control.folding.readers import Inputs, Reader, constant_values, re
 from gaugefix.control.folding.records import Proposal
 from gaugefix.control.folding.thresholds import small, threshold
 from gaugefix.control.gauges.balance import rotate_fibers, why_not_balanced
-from gaugefix.control.state import Function, State, units_with_statistics, with_statistics
+from gaugefix.control.state import Function, State
+from gaugefix.control.statistics import units_with_statistics, with_statistics
 from gaugefix.measure import unit_sizes
 from gaugefix.measure.activations import known_activation
 from gaugefix.symmetry import Slice, Symmetries, Symmetry, Units
