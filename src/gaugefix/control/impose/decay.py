@@ -128,7 +128,7 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
                 f"{name} has weight_decay {decay:g} in the optimizer and strength {strength:g} in the model. Build the "
                 "optimizer with impose.optimizer or impose.parameter_groups, or use impose.penalty and weight_decay=0."
             )
-        if strength > 0 and not _couples(optimizer, group):
+        if strength > 0 and not couples_decay(optimizer, group):
             raise ControlError(
                 f"{type(optimizer).__name__} decouples weight decay from the gradient, and then the factors do not "
                 f"go to "
@@ -137,8 +137,16 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
             )
 
 
-def _couples(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
-    """Whether a parameter at rest, gradient −λθ, stays there: tried out on one number."""
+def couples_decay(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
+    """Whether a parameter at rest, gradient −λθ, stays there: tried out on one number.
+
+    Args:
+        optimizer: whose class is tried.
+        group: its settings, except the learning rate and the weight decay.
+
+    Returns:
+        True if weight decay is part of the gradient, or the class cannot be tried out and has no flag that says no.
+    """
     if group.get("decoupled_weight_decay") or group.get("weight_decouple"):
         return False
     known = inspect.signature(type(optimizer)).parameters
