@@ -65,5 +65,5 @@ def test_reproduce_writes_what_it_returns(tmp_path):
     assert (tmp_path / "2309.16932.svg").read_text().lstrip().startswith("<?xml")
     assert (tmp_path / "2309.16932.png").read_bytes().startswith(b"\x89PNG")
     assert result.passed
-    assert result.paper.status == "partial"
-    assert "6 of 6 claims hold over 1 seed" in result.table()
+    assert result.paper.status == "reproduced"
+    assert "7 of 7 claims hold over 1 seed" in result.table()

@@ -1,5 +1,7 @@
 """PREDICT: closed forms of solvable models, arrays in and arrays out."""
 
+from gaugefix.theory.anchored_decay import collapsed_columns as collapsed_columns
+from gaugefix.theory.anchored_decay import relearning_ceiling as relearning_ceiling
 from gaugefix.theory.balance import predict_charge_step as predict_charge_step
 from gaugefix.theory.balance import predict_layerwise_charge_step as predict_layerwise_charge_step
 from gaugefix.theory.balance import predict_momentum_charge_step as predict_momentum_charge_step
