@@ -45,5 +45,10 @@ docs: .venv/.dev   ## build the documentation, gallery included, warnings are er
 bench: .venv/.dev  ## run the benchmarks, results to benchmarks/results/*.json
 	$(BIN)/python -m benchmarks
 
+peers: .venv/.dev  ## install the libraries that results are compared with (tests marked peer, benchmarks)
+	$(PIP) --editable '.[peers]'
+	$(PIP) --no-deps backpack-for-pytorch curvlinops-for-pytorch pyhessian  # their dependencies ask for torchvision
+	$(PIP) einops unfoldNd einconv linear_operator opt-einsum tqdm
+
 clean:             ## remove what the targets made
 	rm -rf .venv docs/_build docs/gallery docs/api docs/studies_scripts .pytest_cache .mypy_cache .ruff_cache

@@ -6,10 +6,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from style import BLUE, GREY, RED
 
-from gaugefix.theory.multiplicative_noise import critical_lr, gaussian_regression_exponent
+from gaugefix.theory.multiplicative_noise import exponent_root, gaussian_regression_exponent
 
 SLOPE, START, STEPS, RUNS = 0.12, 1e-12, 3000, 200
-threshold = critical_lr(lambda lr: gaussian_regression_exponent(SLOPE, lr), 0.02, 0.4)
+threshold = exponent_root(lambda lr: gaussian_regression_exponent(SLOPE, lr), 0.02, 0.4)
 figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.3), sharey=True)
 for axes, ratio in zip(panels, (0.5, 1.6), strict=True):
     rng, lr = np.random.default_rng(0), ratio * threshold

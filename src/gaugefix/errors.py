@@ -24,11 +24,15 @@ class MeasurementError(GaugefixError, ValueError):
 
 
 class ControlError(GaugefixError, ValueError):
-    """A constraint cannot be imposed, or a symmetry removed, on this model or with these arguments."""
+    """A model cannot be changed in this way: by this symmetry, constraint or with these arguments."""
 
 
 class StudyError(GaugefixError, ValueError):
     """A study is unknown or cannot run here."""
+
+
+class SweepError(GaugefixError, ValueError):
+    """A grid of runs does not fit, or some of its runs failed."""
 
 
 class ReportError(GaugefixError, OSError):

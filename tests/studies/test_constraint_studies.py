@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from gaugefix.studies import Setting, constraint_solvers, l1_by_redundancy, symmetry_removal
 from gaugefix.studies.registry import find_study
 from gaugefix.studies.runner import run_claim

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from tests.symmetry.architectures import Block, Plan, build, plans, random_architecture, random_plan, shrink
-from tests.symmetry.fuzz import examine
+from tests.symmetry.fuzz import examine, run
 
 from gaugefix.symmetry import find_symmetries
 
@@ -84,3 +87,26 @@ def test_plans_shrink_to_what_fails() -> None:
     assert [b.kind for b in small.blocks] == ["residual"]
     assert small.final == "none"
     assert build(small)[0](*build(small)[1]).shape == (8, plan.n_out)
+
+
+def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examined: list[Plan] = []
+    real = examine
+
+    def watched(plan: Plan) -> object:
+        examined.append(plan)
+        return real(plan)
+
+    monkeypatch.setattr("tests.symmetry.fuzz.examine", watched)
+    out = tmp_path / "fuzz.json"
+    first = run(0, 4, minimise=False, out=out, chunk=2)
+    assert (first["seeds"], len(examined)) == (4, 4)
+    again = run(0, 6, minimise=False, out=out, chunk=2)
+    assert (again["seeds"], len(examined)) == (6, 6)
+    assert sum(again["counts"].values()) == 6
+    assert json.loads(out.read_text()) == again
+    whole = run(0, 6, minimise=False)
+    assert {k: whole[k] for k in ("counts", "failures")} == {k: again[k] for k in ("counts", "failures")}
+    out.write_text(json.dumps({**again, "version": "other"}))
+    with pytest.raises(ValueError, match="choose another"):
+        run(0, 6, out=out)

@@ -12,8 +12,9 @@ from tests.cases import CASES, Case
 from torch import Tensor, nn
 
 from gaugefix.symmetry import Symmetries, Symmetry, find_symmetries
+from gaugefix.symmetry.frame_groups import StreamRotation
 from gaugefix.symmetry.groups import Diagonal, Permutation, Rotation
-from gaugefix.symmetry.stream_groups import NullDirection, StreamRotation
+from gaugefix.symmetry.stream_groups import NullDirection
 from gaugefix.symmetry.verify import float_outputs, laboratory_copy, random_parameters, relative_change, to_double
 
 NAMES = (

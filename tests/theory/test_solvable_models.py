@@ -10,8 +10,8 @@ from scipy.optimize import minimize_scalar
 
 from gaugefix.theory.matrix_factorization import gram_rank, gram_spectrum
 from gaugefix.theory.multiplicative_noise import (
-    critical_lr,
     critical_lr_estimate,
+    exponent_root,
     gaussian_regression_exponent,
     lyapunov_exponent,
 )
@@ -64,11 +64,11 @@ def test_the_gaussian_exponent_is_the_mean_over_samples(lr, noise):
 
 def test_the_estimate_of_the_critical_learning_rate_is_right_for_small_rates():
     slope = 0.01
-    exact = critical_lr(lambda lr: gaussian_regression_exponent(slope, lr), 1e-3, 0.1)
+    exact = exponent_root(lambda lr: gaussian_regression_exponent(slope, lr), 1e-3, 0.1)
     assert critical_lr_estimate(-2 * slope, 4 * (1 + 3 * slope**2)) == pytest.approx(exact, rel=2e-3)
     assert critical_lr_estimate(0.5, 1.0) == 0.0
 
 
 def test_a_bracket_without_a_root_is_refused():
     with pytest.raises(ValueError, match="same sign"):
-        critical_lr(lambda lr: 1.0, 0.1, 1.0)
+        exponent_root(lambda lr: 1.0, 0.1, 1.0)

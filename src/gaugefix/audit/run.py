@@ -31,8 +31,9 @@ def audit(task: Task, *, level: Literal["quick", "full"] = "quick", progress: bo
 
     Args:
         task: what to audit.
-        level: "full" adds a count of the flat directions, to see whether the search missed any (a dense Jacobian, up to
-            6000 parameters), and the lowest curvature of the data loss.
+        level: "full" adds Lyapunov exponents of the nearest mirror planes, the entropic loss and gradient balance,
+            alignment of every layer, noise of every unit, the lowest curvature of the data loss, and a count of the
+            flat directions to see whether the search missed any (a dense Jacobian, up to 2000 parameters).
         progress: show progress bars on standard error.
         seed: seed of the data order and of every random choice of the measurements.
 
@@ -87,7 +88,7 @@ def _measure(
     proof = certify(prediction) if prediction is not None else None
     noise = run("noise", lambda: gradient_noise(task, seed=seed))
     metric = _metric(task, boundary)
-    extra = measure_fully(task, symmetries, boundary, seed) if level == "full" else {}
+    full, extra = measure_fully(task, symmetries, boundary, seed) if level == "full" else (None, {})
     return Audit(
         task=_summary(task, len(training), metric),
         symmetries=symmetries,
@@ -101,6 +102,7 @@ def _measure(
         notes=tuple(dict.fromkeys(boundary.notes)),
         training=training,
         seconds=time.perf_counter() - started,
+        full=full,
         extra=extra,
     )
 

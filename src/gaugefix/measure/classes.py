@@ -98,6 +98,20 @@ def head(batch: Batch, n: int) -> Batch:
     return map_tensors(lambda t: t[:n], batch) if len(sizes) == 1 and -1 not in sizes else batch
 
 
+def sample_shapes(batch: Batch) -> tuple[torch.Size, ...]:
+    """Shapes of the tensors of a batch without the first dimension.
+
+    Args:
+        batch: tensors with the samples along dimension 0.
+
+    Returns:
+        In the order of the nesting.
+    """
+    shapes: list[torch.Size] = []
+    map_tensors(lambda t: shapes.append(t.shape[1:]), batch)
+    return tuple(shapes)
+
+
 def exact_copy(task: Task) -> Task:
     """A task on a deep copy of the model, in float64 if the loss allows, in evaluation mode.
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from gaugefix.errors import MeasurementError
-from gaugefix.measure.classes import exact_copy
-from gaugefix.measure.perexample import Moments, full_moments, ghost_moments, trainable
+from gaugefix.measure.classes import exact_copy, units_of
+from gaugefix.measure.moments import collect_moments
+from gaugefix.measure.perexample import Moments, trainable
 from gaugefix.measure.records import Record
+from gaugefix.symmetry import Symmetries, Units
 from gaugefix.task import Task
 
 
@@ -41,7 +45,7 @@ class GradientNoise(Record):
         n_samples: number of samples used.
         stderr: standard error of ``total.trace`` over the samples.
         temperature: lr / batch_size.
-        method: "ghost norms", "vmap" or "loop".
+        method: "ghost norms", "vmap" or "loop", joined by ", " where parameters went different ways.
     """
 
     groups: tuple[NoiseGroup, ...]
@@ -66,8 +70,11 @@ def gradient_noise(task: Task, *, max_samples: int = 2048, seed: int = 0) -> Gra
         seed: of the data order.
 
     Returns:
-        The moments. Cost: one forward and backward pass for a stack of Linear layers (ghost norms), else the
-        gradients of all samples by vmap in chunks, else one backward pass per sample.
+        The moments. Cost: about one forward and backward pass where the norms can be read off the autograd graph
+        (matrix products, convolutions, embeddings, norms, attention, what is added or multiplied entry by entry, and
+        weights that are used several times); for the parameters of other operations the gradients of all samples by
+        vmap in chunks, else one backward pass per sample. Every parameter's norms are held against backward passes
+        of single samples before they are used.
 
     Raises:
         MeasurementError: if no parameter is trainable or ``max_samples`` < 1.
@@ -82,30 +89,72 @@ def gradient_noise(task: Task, *, max_samples: int = 2048, seed: int = 0) -> Gra
         raise MeasurementError(f"gradient_noise: max_samples must be at least 1, got {max_samples!r}.")
     if not trainable(task.model):
         raise MeasurementError(f"gradient_noise: no parameter of task {task.name!r} has requires_grad=True.")
-    clone = exact_copy(task)
-    moments, method, count = Moments(), "", 0
-    with torch.random.fork_rng(devices=[]):
-        for batch in clone.batch_iter(seed):
-            ghost = method in {"", "ghost norms"} and ghost_moments(clone, batch, moments, check=not method)
-            if ghost:
-                method = "ghost norms"
-            else:
-                used = full_moments(clone, batch, moments)
-                method = used if method in {"", used} else "loop"
-            count = sum(map(len, next(iter(moments.squares.values()))))
-            if count >= max_samples:
-                break
-    return _summary(moments, count, task, method)
+    moments = collect_moments(exact_copy(task), max_samples=max_samples, seed=seed)
+    return _summary(moments, task)
 
 
-def _summary(moments: Moments, n: int, task: Task, method: str) -> GradientNoise:
+@dataclass(frozen=True, eq=False)
+class UnitNoise(Record):
+    """Gradient noise of every unit of a class (n = fibers * size), for batch size 1.
+
+    Attributes:
+        name: of the class.
+        incoming: ``(n,)`` trace of the covariance over the incoming slices of the unit.
+        outgoing: ``(n,)`` over its outgoing slices.
+        gains: ``(n,)`` over its gains and shifts.
+        incoming_mean_sq: ``(n,)`` squared norm of the mean gradient of the incoming slices.
+        outgoing_mean_sq: ``(n,)`` of the outgoing slices.
+        n_samples: number of samples used.
+    """
+
+    name: str
+    incoming: np.ndarray
+    outgoing: np.ndarray
+    gains: np.ndarray
+    incoming_mean_sq: np.ndarray
+    outgoing_mean_sq: np.ndarray
+    n_samples: int
+
+
+def unit_noise(
+    task: Task, symmetries: Symmetries | Sequence[Units], *, max_samples: int = 2048, seed: int = 0
+) -> tuple[UnitNoise, ...]:
+    """Trace of the gradient covariance of every unit, Tr C_w and Tr C_u of its two sides (arXiv 2308.06671).
+
+    A unit whose two sides can be rescaled is in balance where Tr C_u = Tr C_w.
+
+    Args:
+        task: gives model, loss and data.
+        symmetries: what `find_symmetries` gave, or the classes themselves.
+        max_samples: stop after the batch that reaches this number.
+        seed: of the data order.
+
+    Returns:
+        One entry per class whose parameters are all trainable. Cost: `gradient_noise` and, where inputs have
+        positions, the gradients of single samples in small blocks.
+    """
+    moments = collect_moments(exact_copy(task), max_samples=max_samples, seed=seed, diagonal=True)
+    n, found = moments.count, []
+    mean_sq = {k: (t / n).square() for k, t in moments.total.items()}
+    trace = {k: (d / n - mean_sq[k]).clamp(min=0) for k, d in (moments.diagonal or {}).items()}
+    for u in units_of(symmetries):
+        if not u.slices or any(p not in trace for p in u.parameters):
+            continue
+        sides = [u.rows(trace, role).sum(1).double().cpu().numpy() for role in ("write", "read", "gain")]
+        means = [u.rows(mean_sq, role).sum(1).double().cpu().numpy() for role in ("write", "read")]
+        found.append(UnitNoise(u.name, sides[0], sides[1], sides[2], means[0], means[1], n))
+    return tuple(found)
+
+
+def _summary(moments: Moments, task: Task) -> GradientNoise:
+    n, names = moments.count, trainable(task.model)
     squares = {k: torch.cat(parts) for k, parts in moments.squares.items()}
     per_sample = torch.stack(list(squares.values())).sum(0)
     mean_sq = {k: float((t / n).square().sum()) for k, t in moments.total.items()}
-    groups = tuple(_group(k, float(squares[k].mean()), mean_sq[k], task.batch_size) for k in squares)
+    groups = tuple(_group(k, float(squares[k].mean()), mean_sq[k], task.batch_size) for k in names)
     total = _group("total", float(per_sample.mean()), sum(mean_sq.values()), task.batch_size)
     stderr = float(per_sample.std()) / math.sqrt(n) if n > 1 else math.nan
-    return GradientNoise(groups, total, n, stderr, task.lr / task.batch_size, method)
+    return GradientNoise(groups, total, n, stderr, task.lr / task.batch_size, ", ".join(moments.methods))
 
 
 def _group(name: str, mean_of_squares: float, mean_sq: float, batch_size: int) -> NoiseGroup:

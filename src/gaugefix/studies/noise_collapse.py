@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from gaugefix.studies.framework import Evidence, Setting, labels
-from gaugefix.theory.multiplicative_noise import critical_lr, gaussian_regression_exponent
+from gaugefix.theory.multiplicative_noise import exponent_root, gaussian_regression_exponent
 
 NOISE_SLOPE = 0.12  # y = slope·x + ξ
 NOISE_LRS = (0.5, 0.8, 0.95, 1.1, 1.3, 1.6)  # in units of the critical learning rate
@@ -17,7 +17,7 @@ NOISE_LRS = (0.5, 0.8, 0.95, 1.1, 1.3, 1.6)  # in units of the critical learning
 def noise_exponents(setting: Setting) -> Evidence:
     """Follow the mean of log|uw| over many chains of SGD with batches of one, close to the saddle u = w = 0."""
     chains, steps = setting.choose(quick=4000, full=40_000), setting.choose(quick=3000, full=4000)
-    threshold = critical_lr(partial(gaussian_regression_exponent, NOISE_SLOPE), 0.02, 0.4)
+    threshold = exponent_root(partial(gaussian_regression_exponent, NOISE_SLOPE), 0.02, 0.4)
     lr = threshold * torch.tensor(NOISE_LRS, dtype=torch.float64)[:, None, None]
     generators = [torch.Generator().manual_seed(seed) for seed in setting.seeds]
     u = w = torch.full((len(NOISE_LRS), len(setting.seeds), chains), 1e-30, dtype=torch.float64)  # linear throughout

@@ -35,7 +35,7 @@ def assemble(classes: Classes) -> Symmetries:
     symmetries = [*builder.axis_groups(), *builder.scales(), *builder.signs(), *gauges]
     symmetries = _unique_names(symmetries)
     symmetries, note = settle_dims(symmetries, builder.shapes)
-    notes += [note] if note else []
+    notes = [*lower.graph.notes, *notes, *([note] if note else [])]
     params = lower.graph.params
     return Symmetries(
         tuple(symmetries),

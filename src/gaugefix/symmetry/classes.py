@@ -101,6 +101,7 @@ class Classes:
     parity: ParityForest = field(default_factory=ParityForest)
     data: set[Value] = field(default_factory=set)
     roles: dict[tuple[Value, int], Role] = field(default_factory=dict)
+    rough: set[SlotKey] = field(default_factory=set)  # occurrences that something treats entry by entry
 
     def __post_init__(self) -> None:
         """Collect flags, polarities and roles from the records, then the occurrences in parameters."""
@@ -108,7 +109,9 @@ class Classes:
         for leaf in self.cells.active:
             self.by_leaf[leaf] = AxisClass(leaf, self.cells.fibers.get(leaf, frozenset()))
         self._order = {v: i for i, v in enumerate(lower.graph.params.values())}
-        self.data = {v for v in lower.values if v.kind == "input"}  # what only buffers enter is no data
+        # what only buffers enter is no data; what an operation without a rule makes may be anything
+        self.data = {v for v in lower.values if v.kind in {"input", "zeros"}}
+        self.data |= {v for v in lower.zero if v.kind == "op"}
         for record in lower.records:
             sources = [record.whole] if isinstance(record, Cut) else [o.value for o in record.operands()]
             looked_up = isinstance(record, Sum) and any(o.hidden_dims() for o in record.terms)
@@ -161,7 +164,9 @@ class Classes:
             c = self.by_leaf[hits[0][2]]
             outs = [key for i, key, _ in hits if i == 0]
             ins = [key for i, key, _ in hits if i > 0]
-            self._flag(record, c, name[0], len(ins), bool(outs), n_inputs)
+            if self._flag(record, c, name[0], len(ins), bool(outs), n_inputs):
+                c.elementwise = True
+                self.rough.update(ins + outs)
             if isinstance(record, Norm) and name[0] in record.reduced:
                 self._link_norm(record, hits)
             elif isinstance(record, Product) and not outs and len(ins) == 2:
@@ -177,36 +182,33 @@ class Classes:
         for key in keys[1:]:
             self.parity.union(keys[0], key, 1)
 
-    def _flag(self, record: Record, c: AxisClass, label: Label, n_in: int, in_out: bool, n_inputs: int) -> None:
+    def _flag(self, record: Record, c: AxisClass, label: Label, n_in: int, in_out: bool, n_inputs: int) -> bool:
+        """Note what a record does along an axis; whether it treats the entries one by one."""
         match record:
             case Product():
-                if (n_in, in_out) not in {(2, False), (1, True)}:
-                    c.elementwise = True
+                return (n_in, in_out) not in {(2, False), (1, True)}
             case Sum():
-                if n_in < n_inputs:  # broadcast along the axis
-                    c.elementwise = True
+                return n_in < n_inputs  # broadcast along the axis
             case Pointwise():
-                c.elementwise = True
                 c.activations[record.name] = None
+                return True
             case Softmax():
-                c.elementwise = True
+                return True
             case Norm():
-                if label not in record.reduced:
-                    c.elementwise = True
-                elif self._is_whole(record, c):
-                    if record not in c.norms:
-                        c.norms.append(record)
-                else:
-                    c.elementwise = True
+                if label not in record.reduced or not self._is_plain(record, c):
+                    return True
+                if record not in c.norms:
+                    c.norms.append(record)
             case Rotary():
                 if label == record.label:
                     c.rotary = True
+        return False
 
-    def _is_whole(self, record: Norm, c: AxisClass) -> bool:
-        """Whether a normalisation runs over exactly one class, all of it, and nothing else."""
+    def _is_plain(self, record: Norm, c: AxisClass) -> bool:
+        """Whether a normalisation runs over one dimension, of which the class is all or a whole part."""
         parts = self.cells.layout(record.x.value)
         reduced = [d for label in record.reduced for d in record.x.groups.get(label, ())]
-        return len(reduced) == 1 and [p.leaves for p in parts[reduced[0]]] == [(c.leaf,)]
+        return len(reduced) == 1 and all(p.leaves == (c.leaf,) for p in parts[reduced[0]] if c.leaf in p.leaves)
 
     # roles
 

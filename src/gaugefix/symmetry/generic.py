@@ -13,7 +13,7 @@ from gaugefix.symmetry.groups import Diagonal, Permutation, Rotation, Symmetry
 from gaugefix.symmetry.units import Params
 
 #: limits up to which dimensions are counted numerically
-MAX_GENERATORS = 256
+MAX_GENERATORS = 1000
 MAX_ENTRIES = 1_000_000
 
 
@@ -52,9 +52,9 @@ def generator_dims(symmetries: Iterable[Symmetry], params: Params, *, threshold:
     Returns:
         One number for each function-level symmetry.
 
-    Cost: one jvp per generator and a dense factorisation; for narrow models.
+    Cost: one batched jvp per symmetry and a dense factorisation; for narrow models.
     """
-    return _span(symmetries, params, threshold)[0]
+    return count_generators(symmetries, params, threshold=threshold)[0]
 
 
 def generator_span(symmetries: Iterable[Symmetry], params: Params, *, threshold: float = 1e-7) -> Tensor:
@@ -68,25 +68,25 @@ def generator_span(symmetries: Iterable[Symmetry], params: Params, *, threshold:
     Returns:
         Orthonormal rows, ``(dimension, P)``, parameters flattened in order.
     """
-    return _span(symmetries, params, threshold)[1]
+    return count_generators(symmetries, params, threshold=threshold)[1]
 
 
-def _span(symmetries: Iterable[Symmetry], params: Params, threshold: float) -> tuple[list[int], Tensor]:
-    """Directions that each symmetry adds, and an orthonormal basis of all."""
+def count_generators(
+    symmetries: Iterable[Symmetry], params: Params, *, threshold: float = 1e-7
+) -> tuple[list[int], Tensor]:
+    """`generator_dims` and `generator_span` at once."""
     names = list(params)
     basis = torch.zeros(0, sum(p.numel() for p in params.values()), dtype=torch.float64)
     dims = []
     for s in symmetries:
         if s.level != "function":
             continue
-        rows = []
-        for k in range(s.n_generators):
-            field = s.generator(params, k)
-            rows.append(torch.cat([field.get(n, torch.zeros_like(params[n])).reshape(-1) for n in names]))
-        if not rows:
+        if not (count := s.n_generators):
             dims.append(0)
             continue
-        fields = torch.stack(rows)
+        moved = s.generators(params)
+        zero = {n: p.new_zeros(count, p.numel()) for n, p in params.items() if n not in moved}
+        fields = torch.cat([moved[n].reshape(count, -1) if n in moved else zero[n] for n in names], dim=1)
         sizes = fields.norm(dim=1, keepdim=True)
         fields = fields / sizes.clamp_min(1e-6 * sizes.max().clamp_min(1e-300))  # a projected one may be mere rounding
         for _ in range(2):  # twice is enough
@@ -114,15 +114,21 @@ def settle_dims(symmetries: list[Symmetry], shapes: Mapping[str, tuple[int, ...]
     """
     if all(isinstance(s, Permutation | Diagonal) for s in symmetries):
         return symmetries, None  # charges are counted exactly already
-    n_generators = sum(s.n_generators for s in symmetries if s.level == "function")
-    entries = n_generators * sum(math.prod(shape) for shape in shapes.values())
-    if n_generators <= MAX_GENERATORS and entries <= MAX_ENTRIES:
+    if not _countable(symmetries, shapes):
+        symmetries = [s for s in symmetries if not s.overlaps]
+    if _countable(symmetries, shapes):
         dims = iter(generator_dims(symmetries, generic_parameters(shapes, torch.Generator().manual_seed(0))))
         settled = [replace(s, dim=next(dims)) if s.level == "function" else s for s in symmetries]
         return [s for s in settled if s.dim or s.units is not None or not s.n_generators], None
     if all(_acts_freely(s, shapes) for s in symmetries if isinstance(s, Rotation)):
         return symmetries, None
     return symmetries, "a linear layer is wider than both its neighbours: the number of directions is an upper bound"
+
+
+def _countable(symmetries: list[Symmetry], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    n_generators = sum(s.n_generators for s in symmetries if s.level == "function")
+    entries = n_generators * sum(math.prod(shape) for shape in shapes.values())
+    return n_generators <= MAX_GENERATORS and entries <= MAX_ENTRIES
 
 
 def _acts_freely(s: Rotation, shapes: Mapping[str, tuple[int, ...]]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ class Symmetry(ABC):
     isometric: bool
     level: str = "function"
     units: Units | None = None
+    overlaps: ClassVar[bool] = False  # shares directions with others: listed only where dimensions are counted
 
     @abstractmethod
     def sample(self, generator: torch.Generator) -> Element:
@@ -70,7 +71,7 @@ class Symmetry(ABC):
         return 0
 
     def path(self, k: int, t: Tensor) -> Element:
-        """The one-parameter subgroup exp(tX_k) of the k-th generator, to first order in t.
+        """1 + tX_k, the one-parameter subgroup of the k-th generator to first order in t: affine in t.
 
         Args:
             k: ``0 <= k < n_generators``.
@@ -103,6 +104,40 @@ class Symmetry(ABC):
             return tuple(new[n] for n in moved)
 
         tangents = torch.func.jvp(act, (zero,), (torch.ones_like(zero),))[1]
+        return dict(zip(moved, tangents, strict=True))
+
+    def generators(self, params: Params) -> dict[str, Tensor]:
+        """Every infinitesimal generator at θ.
+
+        Args:
+            params: all parameters by name.
+
+        Returns:
+            Tangent tensors ``(n_generators, *shape)`` by name; parameters that do not move are left out. Cost: one
+            batched jvp of `apply`, or one jvp each where `apply` has an operation that vmap does not know.
+        """
+        n = self.n_generators
+        if not n:
+            return {}
+        first = next(iter(params.values()))
+        zero, one = torch.zeros((), dtype=first.dtype), torch.ones((), dtype=first.dtype)
+        moved = [m for m in self.parameters if m in params]
+        identity = self.path(0, zero)
+        directions = torch.stack([self.path(k, one) for k in range(n)]) - identity
+
+        def push(direction: Tensor) -> tuple[Tensor, ...]:
+            def act(element: Tensor) -> tuple[Tensor, ...]:
+                new = self.apply(params, element)
+                return tuple(new[m] for m in moved)
+
+            change: tuple[Tensor, ...] = torch.func.jvp(act, (identity,), (direction,))[1]
+            return change
+
+        try:
+            tangents: tuple[Tensor, ...] = torch.func.vmap(push)(directions)
+        except RuntimeError:
+            one_by_one = [self.generator(params, k) for k in range(n)]
+            tangents = tuple(torch.stack([g[m] for g in one_by_one]) for m in moved)
         return dict(zip(moved, tangents, strict=True))
 
     @property
@@ -215,6 +250,22 @@ class Diagonal(Symmetry):
         unit = torch.zeros(self._fibers_units, dtype=t.dtype)
         unit.view(-1)[k] = 1
         return t * self._centre(unit)
+
+    def generators(self, params: Params) -> dict[str, Tensor]:
+        """ξ_k(θ) = q c_k θ on every slice."""
+        n = self.n_generators
+        if not n:
+            return {}
+        first = next(iter(params.values()))
+        units = torch.stack([self.path(k, first.new_ones(())) for k in range(n)])
+        out: dict[str, Tensor] = {}
+        for s, q in self.charges:
+            block = s.take(params[s.param])
+            change = q * units.reshape(*units.shape, *[1] * (block.ndim - 2)) * block
+            zero = torch.zeros_like(params[s.param])
+            field = torch.func.vmap(lambda c, s=s, zero=zero: s.put(zero, c))(change)
+            out[s.param] = out[s.param] + field if s.param in out else field
+        return out
 
     def mirrors(self) -> Iterator[Mirror]:
         """For sign flips: every single unit. Rescalings have no linear mirror."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from math import prod
 
 import numpy as np
@@ -12,26 +11,20 @@ import numpy as np
 from gaugefix.symmetry.axes import Axis
 from gaugefix.symmetry.cells import Cells
 from gaugefix.symmetry.classes import AxisClass, Classes, SlotKey
-from gaugefix.symmetry.flow import Flow
+from gaugefix.symmetry.dead import private_bias
+from gaugefix.symmetry.flow import Flow, places, slice_of
+from gaugefix.symmetry.frames import find_frames
 from gaugefix.symmetry.graph import Value
 from gaugefix.symmetry.groups import Diagonal, Symmetry
-from gaugefix.symmetry.records import Cut, Norm, Operand, Product, Sum
+from gaugefix.symmetry.records import Norm, Operand, Product, Sum
 from gaugefix.symmetry.scalefree import ScaleFlow
 from gaugefix.symmetry.stream_groups import (
-    MeanMix,
     MeanShift,
     NullDirection,
     RotaryPairs,
-    StreamRotation,
     Unread,
 )
-from gaugefix.symmetry.units import Role, Slice
-
-
-def slice_of(classes: Classes, key: SlotKey, fibers: tuple[Axis, ...] = (), role: Role = "write") -> Slice:
-    """The slice of one slot."""
-    at = classes.positions(key, fibers)
-    return Slice(at.param, at.dim, at.index, role, at.others)
+from gaugefix.symmetry.units import Slice
 
 
 def _others(classes: Classes, key: SlotKey) -> int:
@@ -43,12 +36,12 @@ def _others(classes: Classes, key: SlotKey) -> int:
 
 
 def find_stream_symmetries(
-    classes: Classes, names: dict[Axis, str], shifting: Mapping[Value, frozenset[Axis]]
+    flow: Flow, names: dict[Axis, str], shifting: Mapping[Value, frozenset[Axis]]
 ) -> list[Symmetry]:
     """Everything that normalisations allow beyond permutations, scales and constant shifts.
 
     Args:
-        classes: the axis classes.
+        flow: who makes and reads what.
         names: readable names of the classes.
         shifting: parameters that may move by a constant (see `shifts`) with the leaves it may depend on, so that the
             common part is counted once.
@@ -56,7 +49,7 @@ def find_stream_symmetries(
     Returns:
         Mean shifts, null directions, stream rotations, rotary pairs.
     """
-    flow = Flow(classes)
+    classes = flow.classes
     out: list[Symmetry] = []
     out += _row_scales(flow)
     out += _mean_shifts(flow, shifting)
@@ -64,7 +57,7 @@ def find_stream_symmetries(
     for c in classes.by_leaf.values():
         out += _unread(flow, c)
         if c.norms:
-            out += _rotations(flow, c, names)
+            out += find_frames(flow, c, names[c.leaf])
         if c.rotary:
             out += _rotary(classes, c, names)
     return out
@@ -88,7 +81,7 @@ def _row_scales(flow: Flow) -> list[Symmetry]:
             where = Slice(term.value.name, row, np.arange(n).reshape(1, n, 1), "gain")
             out.append(
                 Diagonal(
-                    f"{where.param}: rescale rows", f"R+^{n}", n - 1, _places([where]), False,
+                    f"{where.param}: rescale rows", f"R+^{n}", n - 1, places([where]), False,
                     charges=((where, 1.0),), shape=(n,),
                 )
             )  # fmt: skip
@@ -128,51 +121,45 @@ def _mean_shift(where: Slice, n: int, counted: int) -> list[Symmetry]:
 
 
 def _null_directions(flow: Flow) -> list[Symmetry]:
-    readers: dict[Norm, list[tuple[Slice, int, str | None]]] = defaultdict(list)  # slice, other entries, bias behind
+    """Readers of a centred normalisation that take the constant back in a bias, or have none to take back.
+
+    Without a bias a reader of several groups keeps the combinations whose constants cancel; that it can take up the
+    constant of another is the business of `VirtualBiases`.
+
+    Args:
+        flow: who makes and reads what.
+
+    Returns:
+        One symmetry for each such reader.
+    """
+    out: list[Symmetry] = []
     cells = flow.classes.cells
     uses = Counter(operand.value for record in cells.lower.records for operand in record.operands())
-    spoiled: set[Norm] = set()
     for record in cells.lower.records:
         if not isinstance(record, Product) or len(record.factors) != 2:
             continue
         for w, x in (record.factors, record.factors[::-1]):
             norm = flow.normalised(x.value)
-            if norm is None:
+            if norm is None or w.value.kind != "param" or uses[w.value] != 1:
                 continue
-            where = _read_slice(cells, record, w, norm) if w.value.kind == "param" else None
-            if where is not None and uses[w.value] == 1:
-                entries = prod(n for d, n in enumerate(w.value.shape) if d != where.dim)
-                readers[norm].append((where, entries, _bias_behind(flow, record.out, entries)))
-            else:
-                spoiled.add(norm)
-    out: list[Symmetry] = []
-    for norm, found in readers.items():
-        gain, shift = (None if o is None else flow.origin(o.value) for o in (norm.gain, norm.bias))
-        if any(v is not None and v.kind != "param" for v in (gain, shift)):
-            continue
-        groups, size = found[0][0].index.shape[:2]
-        for where, n, bias in found:
-            if bias is not None or shift is None:
-                out.append(_null(norm, gain, shift, (where,), groups * n, groups * n, bias, joint=False))
-        rows = sum(n for _, n, bias in found if bias is None)
-        if rows and shift is not None and uses[shift] == 1 and norm not in spoiled and _only_read(flow, norm):
-            slices = tuple(s for s, _, _ in found)
-            out.append(_null(norm, gain, shift, slices, groups * size, groups * min(size, rows), None, joint=True))
+            where = _read_slice(cells, record, w, norm)
+            gain, shift = (None if o is None else flow.origin(o.value) for o in (norm.gain, norm.bias))
+            if where is None or any(v is not None and v.kind != "param" for v in (gain, shift)):
+                continue
+            n = prod(size for d, size in enumerate(w.value.shape) if d != where.dim)
+            bias = None if shift is None else private_bias(flow, record.out, n)
+            groups = where.index.shape[0]
+            free = groups - (bias is None and shift is not None)
+            if free:
+                moved = [*places([where]), *([] if bias is None else [f"{bias}[0]"])]
+                out.append(
+                    NullDirection(
+                        f"{where.param}: null direction", f"T({free * n})", free * n, tuple(moved), False,
+                        reader=where, gain=None if gain is None else gain.name,
+                        shift=None if shift is None else shift.name, bias=bias, length=groups * n,
+                    )
+                )  # fmt: skip
     return out
-
-
-def _null(
-    norm: Norm, gain: Value | None, shift: Value | None, slices: tuple[Slice, ...], length: int, dim: int,
-    bias: str | None, *, joint: bool,
-) -> Symmetry:  # fmt: skip
-    changed = (None if shift is None else shift.name) if joint else bias
-    moved = [*_places(slices), *([] if changed is None else [f"{changed}[0]"])]
-    name = f"{changed or norm.place}: null direction" if joint else f"{slices[0].param}: null direction"
-    return NullDirection(
-        name, f"T({length})", dim, tuple(moved), False,
-        readers=slices, gain=None if gain is None else gain.name, shift=None if shift is None else shift.name,
-        reader_bias=bias, length=length, joint=joint,
-    )  # fmt: skip
 
 
 def _read_slice(cells: Cells, record: Product, w: Operand, norm: Norm) -> Slice | None:
@@ -205,142 +192,6 @@ def _reduced_dims(norm: Norm) -> list[int]:
     return [d for label in norm.reduced for d in norm.x.groups.get(label, ())]
 
 
-def _bias_behind(flow: Flow, out: Operand, entries: int) -> str | None:
-    """The bias that is added right behind a product, one number for every row of the weight."""
-    users = flow.consumers[out.value]
-    if len(users) != 1 or not isinstance(users[0][0], Sum):
-        return None
-    for term in users[0][0].terms:
-        v = term.value
-        if v.kind == "param" and len(flow.consumers[v]) == 1 and prod(v.shape) == entries:
-            return v.name
-    return None
-
-
-def _only_read(flow: Flow, norm: Norm) -> bool:
-    """Whether the output of a normalisation is only ever contracted with weights (after copies)."""
-    stack = [norm.out.value]
-    while stack:
-        value = stack.pop()
-        if value in flow.outputs or not flow.consumers[value]:
-            return False
-        for record, _ in flow.consumers[value]:
-            if (
-                (isinstance(record, Cut) and not record.joins)
-                or (isinstance(record, Sum) and len(record.terms) == 1)
-                or (isinstance(record, Product) and len(record.factors) == 1 and Flow.is_mean(record))
-            ):
-                stack.append(record.out.value)
-            elif not isinstance(record, Product) or all(f.value.kind != "param" for f in record.factors):
-                return False
-    return True
-
-
-@dataclass(frozen=True, eq=False)
-class _Stream:
-    """A residual stream and the axes behind its normalisations, split by what a change of basis does to them.
-
-    Attributes:
-        writers: slices covariant with the input of the normalisations.
-        readers: slices contravariant with it.
-        behind: per normalisation: its gain (or None), covariant and contravariant slices.
-        centred: some normalisation subtracts the mean.
-        all_centred: every one does.
-        consistent: whether the axes behind are separate from the stream, each with one gain.
-    """
-
-    writers: tuple[Slice, ...]
-    readers: tuple[Slice, ...]
-    behind: tuple[tuple[str | None, tuple[Slice, ...], tuple[Slice, ...]], ...]
-    centred: bool
-    all_centred: bool
-    consistent: bool
-
-
-def _stream(flow: Flow, c: AxisClass) -> list[_Stream]:
-    """The streams of a class: one for each connected set of slots that enters normalisations."""
-    classes = flow.classes
-    find = classes.parity.find
-    entering: dict[SlotKey, list[tuple[Norm, int]]] = defaultdict(list)
-    gains: dict[SlotKey, set[Value | None]] = defaultdict(set)
-    signs: dict[SlotKey, int] = {}
-    leaving: dict[SlotKey, list[SlotKey]] = defaultdict(list)
-    for norm in c.norms:
-        d = _reduced_dims(norm)[0]
-        root_in, sign_in = find((norm.x.value, (0,) * norm.x.value.ndim, (d, 0)))
-        d_out = norm.out.groups[next(iter(norm.reduced))][0]
-        root_out, sign_out = find((norm.out.value, (0,) * norm.out.value.ndim, (d_out, 0)))
-        entering[root_in].append((norm, sign_in))
-        gains[root_out].add(None if norm.gain is None else flow.origin(norm.gain.value))
-        signs[root_out] = sign_out
-        leaving[root_in].append(root_out)
-    slots: dict[SlotKey, list[tuple[SlotKey, Role, int]]] = defaultdict(list)
-    for key, role in c.slots:
-        root, sign = find(key)
-        slots[root].append((key, role, sign))
-    out = []
-    for root_in, norms in entering.items():
-        behind = []
-        consistent = True
-        for root in dict.fromkeys(leaving[root_in]):
-            (gain, *more) = gains[root]
-            shared = any(root in roots for other, roots in leaving.items() if other != root_in)
-            odd = root in classes.parity.odd
-            if more or shared or odd or root in entering or (gain is not None and gain.kind != "param"):
-                consistent = False
-                continue
-            own = [(k, r, s) for k, r, s in slots[root] if k[0] is not gain]
-            behind.append((
-                None if gain is None else gain.name,
-                tuple(slice_of(classes, k, (), r) for k, r, s in own if s == signs[root]),
-                tuple(slice_of(classes, k, (), r) for k, r, s in own if s != signs[root]),
-            ))
-        base = norms[0][1]
-        out.append(
-            _Stream(
-                tuple(slice_of(classes, k, (), r) for k, r, s in slots[root_in] if s == base),
-                tuple(slice_of(classes, k, (), r) for k, r, s in slots[root_in] if s != base),
-                tuple(behind),
-                any(n.centred for n, _ in norms),
-                all(n.centred for n, _ in norms) and root_in not in classes.parity.odd and root_in not in gains,
-                consistent and root_in not in gains,
-            )
-        )
-    return out
-
-
-def _rotations(flow: Flow, c: AxisClass, names: dict[Axis, str]) -> list[Symmetry]:
-    """O(d) on streams read only through normalisations, and mixing of the mean where they are read linearly too."""
-    if c.pinned or c.elementwise or c.rotary or c.fibers:
-        return []
-    out: list[Symmetry] = []
-    name = names[c.leaf]
-    for stream in _stream(flow, c):
-        n = c.size - stream.centred
-        if stream.consistent and n >= 2:
-            every = [*stream.writers, *stream.readers, *(s for _, a, b in stream.behind for s in (*a, *b))]
-            out.append(
-                StreamRotation(
-                    f"{name}: rotate the stream", f"O({n})", n * (n - 1) // 2, _places(every),
-                    all(gain is None for gain, _, _ in stream.behind),
-                    writers=(*stream.writers, *stream.readers), behind=stream.behind,
-                    centred=stream.centred, size=c.size,
-                )
-            )  # fmt: skip
-        if stream.all_centred and stream.readers:
-            out.append(
-                MeanMix(
-                    f"{name}: mix into the mean", f"T({c.size})", c.size, _places([*stream.writers, *stream.readers]),
-                    False, writers=stream.writers, readers=stream.readers, length=c.size,
-                )
-            )  # fmt: skip
-    return out
-
-
-def _places(slices: Sequence[Slice]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(f"{s.param}[{s.dim}]" for s in slices))
-
-
 def _unread(flow: Flow, c: AxisClass) -> list[Symmetry]:
     """What a narrower linear reader cannot see of a wider axis."""
     classes = flow.classes
@@ -359,7 +210,7 @@ def _unread(flow: Flow, c: AxisClass) -> list[Symmetry]:
             readers = tuple(slice_of(classes, k, (), "read") for k in sorted(found, key=lambda k: k[0].name))
             out.append(
                 Unread(
-                    f"{writer.param}: unread directions", f"T({(c.size - rows) * others})", dim, _places([writer]),
+                    f"{writer.param}: unread directions", f"T({(c.size - rows) * others})", dim, places([writer]),
                     False, writer=writer, readers=readers, length=c.size * others,
                 )
             )  # fmt: skip

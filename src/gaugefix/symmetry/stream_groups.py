@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from gaugefix.symmetry.groups import Symmetry
 from gaugefix.symmetry.units import Params, Slice
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class LastPoint(Generic[T]):
+    """What was computed at one point of parameter space, kept for the next generator at the same point."""
+
+    _point: tuple[Tensor, ...] = ()
+    _value: list[T] = field(default_factory=list)
+
+    def __call__(self, params: Params, compute: Callable[[], T]) -> T:
+        """The value at a point, computed if the last one was another (by identity of the tensors)."""
+        point = tuple(params.values())
+        known = self._value and len(point) == len(self._point)
+        if not known or any(a is not b for a, b in zip(point, self._point, strict=True)):
+            self._point, self._value = point, [compute()]
+        return self._value[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,37 +79,6 @@ class MeanShift(VectorSymmetry):
 
 
 @dataclass(frozen=True, eq=False)
-class MeanMix(VectorSymmetry):
-    """W → (1 + 1uᵀ)W for the writers of a stream, W → W(1 + 1uᵀ)⁻¹ for its linear readers. Elements: u, ``(d,)``.
-
-    The stream changes along the vector of ones only, which its LayerNorms remove and its linear readers undo.
-
-    Attributes:
-        writers: slices that are multiplied by 1 + 1uᵀ.
-        readers: slices that are multiplied by its inverse transpose.
-    """
-
-    writers: tuple[Slice, ...] = ()
-    readers: tuple[Slice, ...] = ()
-
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """Small Gaussian u, so that the map is invertible."""
-        return 0.3 * super().sample(generator) / self.length
-
-    def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
-        """Multiply every slice."""
-        out = dict(params)
-        one = torch.ones_like(element)
-        forward = torch.outer(one, element)
-        backward = -torch.outer(element, one) / (1 + element.sum())
-        for slices, change in ((self.writers, forward), (self.readers, backward)):
-            for s in slices:
-                block = s.take(out[s.param])
-                out[s.param] = s.put(out[s.param], block + torch.einsum("ij,fj...->fi...", change.to(block), block))
-        return out
-
-
-@dataclass(frozen=True, eq=False)
 class Unread(VectorSymmetry):
     """W → W + NE with N spanning what the linear readers of W's output cannot see. Elements: E before projection.
 
@@ -116,122 +105,41 @@ class Unread(VectorSymmetry):
 
 @dataclass(frozen=True, eq=False)
 class NullDirection(VectorSymmetry):
-    """Readers of a LayerNorm may change along 1/g, which its output β + g⊙x̂ does not see because Σ x̂ = 0.
+    """A reader of a LayerNorm may change along 1/g, which its output β + g⊙x̂ does not see because Σ x̂ = 0.
 
-    W → W + v(1/g)ᵀ and b → b − vΣβ/g for one reader with a bias; without one, all readers together:
-    W → W(1 + δ(1/g)ᵀ), β → (1 + δ(1/g)ᵀ)⁻¹β. Elements: v, or δ, for every group of a GroupNorm.
-    """
-
-    readers: tuple[Slice, ...] = ()
-    gain: str | None = None
-    shift: str | None = None
-    reader_bias: str | None = None
-    joint: bool = False
-
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """Gaussian numbers; small for δ, so that the map is invertible."""
-        z = super().sample(generator)
-        return 0.1 * z / self.length**0.5 if self.joint else z
-
-    def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
-        """Change the readers and take the constant back in a bias."""
-        out = dict(params)
-        groups, n, _ = self.readers[0].index.shape
-        w0 = params[self.readers[0].param]
-        g = params[self.gain].reshape(groups, n) if self.gain is not None else w0.new_ones(groups, n)
-        beta = params[self.shift].reshape(groups, n) if self.shift is not None else w0.new_zeros(groups, n)
-        element = element.to(w0).reshape(groups, -1)
-        total = (beta / g).sum(1, keepdim=True)
-        for s in self.readers:
-            block = s.take(out[s.param])  # (groups, n, 1, *rest)
-            pulled = (
-                torch.einsum("fn,fn...->f...", element, block) if self.joint else element.reshape(block[:, 0].shape)
-            )
-            out[s.param] = s.put(out[s.param], block + torch.einsum("fn,f...->fn...", 1 / g, pulled))
-        if self.joint and self.shift is not None:
-            moved = beta - element * (total / (1 + (element / g).sum(1, keepdim=True)))
-            out[self.shift] = moved.reshape(params[self.shift].shape)
-        elif self.reader_bias is not None and self.shift is not None:
-            b = out[self.reader_bias]
-            out[self.reader_bias] = b - (total * element).sum(0).reshape(b.shape)
-        return out
-
-
-@dataclass(frozen=True, eq=False)
-class StreamRotation(Symmetry):
-    """O(d) on a residual stream that is read only through normalisations. Elements: orthogonal ``(d, d)``.
-
-    Writers turn by Q; behind a normalisation with gain g the axis turns by M = diag(g) Q diag(1/g), its shift by M and
-    its readers by M⁻ᵀ. With LayerNorm Q keeps the vector of ones.
+    W → W + v(1/g)ᵀ and b → b − vΣβ/g. Elements: v for every group of a GroupNorm. Without a bias that takes the
+    constant back, Σ over the groups of vΣβ/g is made zero.
 
     Attributes:
-        writers: slices that turn by Q.
-        behind: per normalisation: the gain (or None), slices that turn by M, slices that turn by M⁻ᵀ.
-        centred: Q keeps the vector of ones.
-        size: d.
+        reader: the slice of W that is contracted with the output.
+        gain: name of g.
+        shift: name of β.
+        bias: name of b.
     """
 
-    writers: tuple[Slice, ...] = ()
-    behind: tuple[tuple[str | None, tuple[Slice, ...], tuple[Slice, ...]], ...] = ()
-    centred: bool = False
-    size: int = 0
-
-    @property
-    def _n(self) -> int:
-        return self.size - self.centred
-
-    @property
-    def n_generators(self) -> int:
-        """Pairs of axes orthogonal to the vector of ones, if that is kept."""
-        return self._n * (self._n - 1) // 2
-
-    def _frame(self, like: Tensor) -> Tensor:
-        """Orthonormal columns spanning what may turn."""
-        if not self.centred:
-            return torch.eye(self.size, dtype=like.dtype)
-        full = torch.eye(self.size, dtype=like.dtype)
-        full[:, 0] = 1
-        frame: Tensor = torch.linalg.qr(full)[0][:, 1:]
-        return frame
-
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """A random orthogonal matrix near no particular point."""
-        z = torch.randn(self._n, self._n, generator=generator, dtype=torch.float64)
-        return self._embed(torch.linalg.qr(z)[0])
-
-    def _embed(self, q: Tensor) -> Tensor:
-        frame = self._frame(q)
-        return frame @ q @ frame.T + torch.eye(self.size, dtype=q.dtype) - frame @ frame.T
-
-    def path(self, k: int, t: Tensor) -> Tensor:
-        """1 + t(E_ij − E_ji) in the frame."""
-        if not 0 <= k < self.n_generators:
-            raise IndexError(f"{self.name}: generator {k} of {self.n_generators}.")
-        i, j = torch.triu_indices(self._n, self._n, 1)[:, k].tolist()
-        skew = torch.zeros(self._n, self._n, dtype=t.dtype)
-        skew[i, j], skew[j, i] = 1, -1
-        frame = self._frame(skew)
-        turned: Tensor = torch.eye(self.size, dtype=t.dtype) + t * (frame @ skew @ frame.T)
-        return turned
+    reader: Slice | None = None
+    gain: str | None = None
+    shift: str | None = None
+    bias: str | None = None
 
     def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
-        """Turn every slice."""
+        """Change the reader and take the constant back in the bias."""
+        assert self.reader is not None
         out = dict(params)
-
-        def turn(s: Slice, matrix: Tensor) -> None:
-            block = s.take(out[s.param])
-            out[s.param] = s.put(out[s.param], torch.einsum("ij,fj...->fi...", matrix.to(block), block))
-
-        for s in self.writers:
-            turn(s, element)
-        for gain, covariant, contravariant in self.behind:
-            g = params[gain].to(element) if gain is not None else element.new_ones(self.size)
-            m = g[:, None] * element / g
-            inverse_t = element / g[:, None] * g  # M⁻ᵀ = diag(1/g) Q diag(g)
-            for s in covariant:
-                turn(s, m)
-            for s in contravariant:
-                turn(s, inverse_t)
+        groups, n, _ = self.reader.index.shape
+        w = params[self.reader.param]
+        g = params[self.gain].reshape(groups, n) if self.gain is not None else w.new_ones(groups, n)
+        block = self.reader.take(w)  # (groups, n, 1, *rest)
+        v = element.to(w).reshape(groups, -1)
+        if self.shift is not None:
+            total = (params[self.shift].reshape(groups, n) / g).sum(1, keepdim=True)
+            if self.bias is not None:
+                b = params[self.bias]
+                out[self.bias] = b - (total * v).sum(0).reshape(b.shape)
+            else:
+                v = v - total * (total * v).sum(0) / (total * total).sum()
+        v = v.reshape(block[:, 0].shape)
+        out[self.reader.param] = self.reader.put(w, block + torch.einsum("fn,f...->fn...", 1 / g, v))
         return out
 
 

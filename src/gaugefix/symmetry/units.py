@@ -47,12 +47,10 @@ class Slice:
 
     def put(self, tensor: Tensor, value: Tensor) -> Tensor:
         """A copy of ``tensor`` in which the entries of every unit are ``value`` (the shape of `take`)."""
-        out = tensor.clone(memory_format=torch.contiguous_format)
-        if self.others:
-            out.view(-1)[self._flat(tensor)] = value
-        else:
-            out.movedim(self.dim, 0)[_index(self.index, tensor)] = value
-        return out
+        if self.others:  # out of place, so that many elements can act at once under vmap
+            return tensor.reshape(-1).index_put((self._flat(tensor),), value).reshape(tensor.shape)
+        moved = tensor.movedim(self.dim, 0).index_put((_index(self.index, tensor),), value)
+        return moved.movedim(0, self.dim).contiguous()
 
     def only(self, fiber: int, units: Sequence[int] | np.ndarray) -> Slice:
         """The slice of some units of one fiber, as a slice with one fiber."""

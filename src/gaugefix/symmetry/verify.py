@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from gaugefix.symmetry.capture import named_outputs
 from gaugefix.symmetry.generic import generic_parameters
-from gaugefix.symmetry.graph import named_outputs
 from gaugefix.symmetry.symmetries import Symmetries, Verification
 
 TOLERANCE = 1e-9
 _GROUPED = {
     f for f in (getattr(torch, "_grouped_mm", None), getattr(nn.functional, "grouped_mm", None)) if f is not None
 }
+_HIGH = {torch.float32: torch.float64, torch.float16: torch.float64, torch.bfloat16: torch.float64}
+_HIGH_CASTS = {Tensor.float: Tensor.double, Tensor.half: Tensor.double, Tensor.bfloat16: Tensor.double}
 _EPS_NAMES = ("eps", "variance_epsilon", "layer_norm_eps", "epsilon")
 
 
@@ -70,11 +72,9 @@ class _Float64(TorchFunctionMode):
     """Requests for lower precision inside a model (a norm that casts to float32) get float64 instead."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        low = {torch.float32: torch.float64, torch.float16: torch.float64, torch.bfloat16: torch.float64}
-        func = {Tensor.float: Tensor.double, Tensor.half: Tensor.double, Tensor.bfloat16: Tensor.double}.get(func, func)
-        args, kwargs = pytree.tree_map(
-            lambda item: low.get(item, item) if isinstance(item, torch.dtype) else item, (args, kwargs or {})
-        )
+        func = _HIGH_CASTS.get(func, func)  # called for every operation, so only what can hold a dtype is looked at
+        args = [_HIGH.get(a, a) if isinstance(a, torch.dtype) else a for a in args]
+        kwargs = {k: _HIGH.get(a, a) if isinstance(a, torch.dtype) else a for k, a in (kwargs or {}).items()}
         if func in _GROUPED:  # torch has it in low precision only
             return _grouped_mm(*args, **kwargs)
         return func(*args, **kwargs)
@@ -87,10 +87,11 @@ def _grouped_mm(x: Tensor, weight: Tensor, offs: Tensor, **_: Any) -> Tensor:
 
 
 def float_outputs(
-    model: nn.Module, params: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: nn.Module, params: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any], noise: int = 0
 ) -> list[Tensor]:
-    """Floating output tensors of a functional call, in order."""
-    with _Float64():
+    """Floating output tensors of a functional call, in order; what the model draws at random is fixed by ``noise``."""
+    with _Float64(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(noise)
         result = torch.func.functional_call(model, dict(params), args, dict(kwargs))
     return list(named_outputs(result).values())
 

@@ -57,7 +57,7 @@ def critical_lr_estimate(mean: float, second_moment: float) -> float:
     return max(-2 * mean / second_moment, 0.0)
 
 
-def critical_lr(exponent: Callable[[float], float], low: float, high: float) -> float:
+def exponent_root(exponent: Callable[[float], float], low: float, high: float) -> float:
     """Learning rate at which an exponent changes sign.
 
     Args:
@@ -74,7 +74,7 @@ def critical_lr(exponent: Callable[[float], float], low: float, high: float) -> 
     Source: arXiv 2309.16932, collapse by gradient noise.
 
     Example:
-        >>> round(critical_lr(lambda lr: lr * (lr - 0.5), 0.1, 2.0), 9)
+        >>> round(exponent_root(lambda lr: lr * (lr - 0.5), 0.1, 2.0), 9)
         0.5
     """
     from scipy.optimize import brentq  # late: slow to import
@@ -82,6 +82,85 @@ def critical_lr(exponent: Callable[[float], float], low: float, high: float) -> 
     if exponent(low) * exponent(high) > 0:
         raise ValueError(f"The exponent has the same sign at lr = {low:g} and {high:g}; give a bracket of its root.")
     return float(brentq(exponent, low, high, xtol=1e-12))
+
+
+def mean_square_growth(curvatures: Float[np.ndarray, " n"], lr: float, weight_decay: float = 0.0) -> float:
+    """Growth per step of E z², the mean of (1 − lr·(h + λ))².
+
+    At a saddle it is above 1 at every learning rate, also where z → 0 with probability one; at a minimum its
+    threshold lies below that of the exponent. So moments do not decide where SGD ends.
+
+    Args:
+        curvatures: h of every minibatch along the mode.
+        lr: learning rate.
+        weight_decay: λ.
+
+    Returns:
+        The factor.
+
+    Source: arXiv 2303.13093 (L3, L4).
+
+    Example:
+        >>> h = np.array([-1.2, 1.0])
+        >>> mean_square_growth(h, 0.5) > 1, lyapunov_exponent(h, 0.5) < 0
+        (True, True)
+    """
+    return float(np.mean((1.0 - lr * (np.asarray(curvatures, dtype=float) + weight_decay)) ** 2))
+
+
+def critical_batch(curvatures: Float[np.ndarray, " n"], lr: float, weight_decay: float = 0.0) -> float:
+    """Batch size above which noise no longer holds SGD at a saddle, to second order.
+
+    A batch of B has the second moment (E k)² + Var k / B of k = h + λ, so
+
+        B_c = Var k / (2|E k|/lr − (E k)²).
+
+    Args:
+        curvatures: h of single samples along the mode.
+        lr: learning rate.
+        weight_decay: λ.
+
+    Returns:
+        B_c, not rounded; inf if E k ≥ 0 (no batch size escapes) and nan if lr·|E k| ≥ 2, where second order says
+        nothing. An estimate for small lr·|k|.
+
+    Source: arXiv 2303.13093 (L1), 2107.11774 (C1).
+
+    Example:
+        >>> critical_batch(np.array([-2.0, 1.0]), lr=0.6)  # batches of one are held, batches of two escape
+        1.58...
+    """
+    k = np.asarray(curvatures, dtype=float) + weight_decay
+    mean = float(k.mean())
+    if mean >= 0:
+        return math.inf
+    slack = -2 * mean / lr - mean**2
+    return float(k.var() / slack) if slack > 0 else math.nan
+
+
+def escape_steps(exponent: float, start: float, end: float) -> float:
+    """Mean number of steps from |z| = ``start`` to |z| = ``end`` of a log|z| that drifts by Λ.
+
+    Args:
+        exponent: Λ per step.
+        start: where it begins.
+        end: where it is counted as gone, above ``start``.
+
+    Returns:
+        log(end/start)/Λ; inf if Λ ≤ 0. Standard deviation √(log(end/start)·Var log|1 − lr·h| / Λ³).
+
+    Raises:
+        ValueError: if not 0 < start < end.
+
+    Source: arXiv 2107.11774 (C2).
+
+    Example:
+        >>> escape_steps(0.01, 1e-6, 1e-2)
+        921.03...
+    """
+    if not 0 < start < end:
+        raise ValueError(f"escape_steps needs 0 < start < end, got start={start!r}, end={end!r}.")
+    return math.log(end / start) / exponent if exponent > 0 else math.inf
 
 
 def gaussian_regression_exponent(slope: float, lr: float, noise: float = 1.0) -> float:

@@ -1,0 +1,6 @@
+"""Choosing the representative on a symmetry orbit: balanced, noise-balanced, canonical."""
+
+from gaugefix.control.gauges.canonical import CanonicalForm as CanonicalForm
+from gaugefix.control.gauges.canonical import canonicalize as canonicalize
+from gaugefix.control.gauges.rebalance import Rebalanced as Rebalanced
+from gaugefix.control.gauges.rebalance import rebalance_ as rebalance_

@@ -1,0 +1,10 @@
+"""Put the project root on the path, so that these tests can share `tests.cases` and `tests.control.zoo`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = str(Path(__file__).parents[2])
+if ROOT not in sys.path:
+    sys.path.insert(0, ROOT)
