@@ -83,8 +83,9 @@ def _judge(
         found, seconds = _timed(solve)
         survivors = sizes(found) > impose.noise_floor(sizes(found)).threshold
         note = f"best of {', '.join(theirs)}: {objective(best):.12g} with {int(alive.sum())} {what} ({best_label})"
+        gap = float(objective(found) - objective(best))
         out += [
-            Row(f"{name}, {label}: objective above the best", objective(found) - objective(best), "", GAP, note=note),
+            Row(f"{name}, {label}: objective above the best", gap, "", GAP, note=note),
             Row(f"{name}, {label}: {what} that differ", float((survivors != alive).sum()), "", 0.0),
             Row(
                 f"{name}, {label}: time over {fastest}", seconds / max(reference[fastest][1], 1e-6), "×",
