@@ -21,7 +21,9 @@ def rows() -> list[Row]:
     return [
         *_ratios("784-256-256-10", exact_task(CLASSIFIER), (1.5, 2.6)),
         *_ratios("7 layers of 256", exact_task(DEEP), (None, None), deep),
-        *_ratios("convolutions", convolutions(512), (None, None), "two layers of equal weight, the first without input"),
+        *_ratios(
+            "convolutions", convolutions(512), (None, None), "two layers of equal weight, the first without input"
+        ),
     ]
 
 

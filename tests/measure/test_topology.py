@@ -12,7 +12,7 @@ from torch import nn
 
 from gaugefix import Task, find_symmetries
 from gaugefix.errors import MeasurementError
-from gaugefix.measure import distinct_units, neuron_topology, order_breaking_lr, topology_step, unit_pairs
+from gaugefix.measure import distinct_rows, neuron_topology, order_breaking_lr, topology_step, unit_pairs
 from gaugefix.symmetry import Slice, Units
 
 
@@ -130,7 +130,7 @@ def test_pairs_stay_within_a_fiber_and_within_the_limit():
 
 
 def test_units_of_different_fibers_are_never_one():
-    assert distinct_units(np.zeros((6, 2)), Units("h", 3, 2, ()), 0.1) == 2
+    assert distinct_rows(np.zeros((6, 2)), Units("h", 3, 2, ()), 0.1) == 2
 
 
 def test_bad_input_is_named(net):

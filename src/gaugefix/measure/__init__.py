@@ -102,7 +102,7 @@ from gaugefix.measure.stability import lyapunov as lyapunov
 from gaugefix.measure.stability import lyapunov_exponent as lyapunov_exponent
 from gaugefix.measure.topology import OrderBreaking as OrderBreaking
 from gaugefix.measure.topology import TopologyStep as TopologyStep
-from gaugefix.measure.topology import distinct_units as distinct_units
+from gaugefix.measure.topology import distinct_rows as distinct_rows
 from gaugefix.measure.topology import neuron_topology as neuron_topology
 from gaugefix.measure.topology import order_breaking_lr as order_breaking_lr
 from gaugefix.measure.topology import topology_step as topology_step

@@ -40,7 +40,13 @@ class GhostModel:
     """
 
     def __init__(
-        self, copy: Task, model: nn.Module, slices: Sequence[Slice], *, score_scale: float = 1.0, max_samples: int = 4096
+        self,
+        copy: Task,
+        model: nn.Module,
+        slices: Sequence[Slice],
+        *,
+        score_scale: float = 1.0,
+        max_samples: int = 4096,
     ) -> None:
         self._batches = list(first_samples(copy, max_samples))
         self.score_scale = score_scale

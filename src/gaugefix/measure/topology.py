@@ -177,11 +177,11 @@ def topology_step(
         order_breaking=int((lr * rates > 1).sum()) if gradients is not None else -1,
         max_rate=float(rates.max(initial=-math.inf)) if gradients is not None else math.nan,
         merges=int(((later < close) & (length >= close)).sum()),
-        distinct=distinct_units(end, units, close),
+        distinct=distinct_rows(end, units, close),
     )
 
 
-def distinct_units(rows: Float[np.ndarray, "n entries"], units: Units, tolerance: float) -> int:
+def distinct_rows(rows: Float[np.ndarray, "n entries"], units: Units, tolerance: float) -> int:
     """Number of clusters of units, single linkage within every fiber.
 
     Args:

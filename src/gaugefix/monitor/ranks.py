@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gaugefix.measure.spectra import class_spectrum, effective_rank, numerical_rank
+from gaugefix.measure.spectra import class_rank, effective_rank, numerical_rank
 from gaugefix.monitor.pairs import unit_entries
 from gaugefix.monitor.shards import add_up, local_part, whole
 from gaugefix.monitor.sums import CHUNK
@@ -62,7 +62,9 @@ def product_ranks(w: WatchedClass, params: Mapping[str, Tensor], tolerance: floa
         sides.append(torch.linalg.qr(rows.transpose(1, 2), mode="r").R)
     most = min(u.size, *(s.shape[1] for s in sides))
     values = torch.linalg.svdvals(sides[0] @ sides[1].transpose(1, 2))[:, :most].cpu().numpy()
-    ranks = tuple(numerical_rank(v, most, u, params, tolerance) for v in values)
+    eps = max(torch.finfo(params[s.param].dtype).eps for s in u.slices)
+    longest = max(u.size, *(s.shape[1] for s in sides))
+    ranks = tuple(numerical_rank(v, shape=(longest, most), eps=eps, gap=tolerance) for v in values)
     return Ranks(ranks, most, min(effective_rank(v) for v in values))
 
 
@@ -86,8 +88,9 @@ def row_rank(
     if len(u) > 2 * MOST_FOR_RANK or rows > CHUNK:
         return None
     own = {p: whole(params[p].detach()) for p in u.parameters}
-    spectrum, most = class_spectrum(own, u, live, distinct)
-    return Ranks((numerical_rank(spectrum, most, u, own, tolerance),), most, effective_rank(spectrum))
+    each = (distinct,) if u.fibers == 1 else (u.size,) * u.fibers
+    found = class_rank(own, u, live, each, None, tolerance)
+    return Ranks((found.rank,), found.max_rank, effective_rank(found.spectrum))
 
 
 def adam_state(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, float]:
