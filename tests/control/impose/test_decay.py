@@ -31,6 +31,8 @@ def test_groups_hold_every_parameter_once_with_its_decay():
         (0.1, 2, 0.3),
         (0.2, 2, 0.3),
     ]
+    faster = impose.optimizer(torch.optim.SGD, model, lr=0.1, factor_lr=0.4, momentum=0.9).param_groups
+    assert [(g["lr"], g["momentum"]) for g in faster] == [(0.1, 0.9), (0.4, 0.9), (0.4, 0.9)]
     ids = [id(p) for g in groups for p in g["params"]]
     assert len(set(ids)) == len(ids) == sum(p.requires_grad for p in model.parameters())
 
