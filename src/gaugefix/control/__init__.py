@@ -9,8 +9,10 @@ from gaugefix.control.folding import FoldedClass as FoldedClass
 from gaugefix.control.folding import FoldResult as FoldResult
 from gaugefix.control.folding import Refit as Refit
 from gaugefix.control.folding import fold as fold
+from gaugefix.control import remove as remove
 from gaugefix.control.gauges import CanonicalForm as CanonicalForm
 from gaugefix.control.gauges import Rebalanced as Rebalanced
 from gaugefix.control.gauges import canonicalize as canonicalize
 from gaugefix.control.gauges import rebalance_ as rebalance_
 from gaugefix.control.widen import widen as widen
+from gaugefix.control.remove import SyreDecay as SyreDecay
