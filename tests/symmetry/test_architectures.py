@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -164,9 +165,9 @@ def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path: Path, monkeypa
     examined: list[Plan] = []
     real = examine
 
-    def watched(plan: Plan) -> object:
+    def watched(plan: Plan, **options: Any) -> object:
         examined.append(plan)
-        return real(plan)
+        return real(plan, **options)
 
     monkeypatch.setattr("tests.symmetry.fuzz.examine", watched)
     out = tmp_path / "fuzz.json"

@@ -59,7 +59,7 @@ def solve_charges(cells: Cells, modulus: int = 0) -> ChargeSpace:
     """
     params = {v: i for i, v in enumerate(cells.lower.graph.params.values())}
     system = LinearSystem(modulus, prefer=lambda v: 1 if v[0] in params else 0)
-    solver = BlockSolver(modulus, kept=lambda v: v[0] in params)
+    solver = BlockSolver(modulus, kept=lambda v: isinstance(v, tuple) and v[0] in params)
     for equation in solver.reduce(_equations(cells, signs=modulus == 2)):
         system.add(equation)
     free: dict[Variable, Row] = defaultdict(dict)

@@ -90,6 +90,18 @@ class DeadDirections(VectorSymmetry):
         moved = self.apply(params, self.path(k, torch.ones((), dtype=torch.float64)))
         return {n: moved[n] - params[n] for n in self.parameters}
 
+    def generators(self, params: Params) -> dict[str, Tensor]:
+        """All of them, in one batch."""
+        moved = [n for n in self.parameters if n in params]
+
+        def act(element: Tensor) -> tuple[Tensor, ...]:
+            new = self.apply(params, element)
+            return tuple(new[n] - params[n] for n in moved)
+
+        units = torch.eye(self.length, dtype=params[moved[0]].dtype)
+        self._spaces(params)  # outside the batch
+        return dict(zip(moved, torch.func.vmap(act)(units), strict=True))
+
     def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
         """Add to W and take the constant back in the bias."""
         assert self.place is not None

@@ -125,8 +125,10 @@ def search(graph: Graph) -> Symmetries:
 
 @contextmanager
 def _at_work(operations: int) -> Iterator[None]:
-    """Chains are as long as the network, and nothing made here is garbage before the end: it would be looked for in
-    vain again and again, at a cost that grows with everything else in memory.
+    """Room for chains as long as the network, and no garbage collection.
+
+    Nothing made here is garbage before the end; it would be looked for in vain again and again, at a cost that grows
+    with everything else in memory.
     """
     limit, collects = sys.getrecursionlimit(), gc.isenabled()
     sys.setrecursionlimit(max(limit, 1000 + 4 * operations))

@@ -7,6 +7,8 @@ from gaugefix.theory.adaptive_updates import adam_stability as adam_stability
 from gaugefix.theory.adaptive_updates import gaussian_update_moments as gaussian_update_moments
 from gaugefix.theory.adaptive_updates import gradient_snr as gradient_snr
 from gaugefix.theory.adaptive_updates import update_bound as update_bound
+from gaugefix.theory.anchored_decay import collapsed_columns as collapsed_columns
+from gaugefix.theory.anchored_decay import relearning_ceiling as relearning_ceiling
 from gaugefix.theory.balance import predict_charge_step as predict_charge_step
 from gaugefix.theory.balance import predict_layerwise_charge_step as predict_layerwise_charge_step
 from gaugefix.theory.balance import predict_momentum_charge_step as predict_momentum_charge_step

@@ -66,12 +66,15 @@ def noise_floor(sizes: Tensor | np.ndarray, *, least_ratio: float = 10.0, precis
         raise ControlError(f"least_ratio must be above 1, got {least_ratio!r}.")
     floor = precision * float(values[-1])
     above = values[values > floor]
-    logs = np.log(np.concatenate([[floor], above])) if len(above) else np.zeros(1)
+    if not len(above):
+        return NoiseFloor(floor, math.inf, True, len(values), len(values))
+    below = [max(floor, np.finfo(float).tiny)] if len(above) < len(values) else []
+    logs = np.log(np.concatenate([below, above]))
     gaps = np.diff(logs)
     widest = int(gaps.argmax()) if len(gaps) else 0
-    ratio = math.exp(float(gaps[widest])) if len(gaps) else math.inf
+    ratio = math.exp(float(gaps[widest])) if len(gaps) else 1.0
     found = ratio >= least_ratio
-    threshold = math.exp((logs[widest] + logs[widest + 1]) / 2) if found and len(gaps) else floor
+    threshold = math.exp((logs[widest] + logs[widest + 1]) / 2) if found else floor
     return NoiseFloor(threshold, ratio, found, int((values <= threshold).sum()), len(values))
 
 

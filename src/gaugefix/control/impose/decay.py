@@ -35,7 +35,9 @@ def _factors(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, float]]:
     yield from found
 
 
-def parameter_groups(model: nn.Module, *, weight_decay: float = 0.0, **options: Any) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, *, weight_decay: float = 0.0, factor_lr: float | None = None, **options: Any
+) -> list[dict[str, Any]]:
     """Parameter groups for a torch optimizer: every factor gets the strength of its constraint as weight decay.
 
     The optimizer must add weight decay to the gradient (`torch.optim.SGD`, `torch.optim.Adam`), because only then are
@@ -44,6 +46,8 @@ def parameter_groups(model: nn.Module, *, weight_decay: float = 0.0, **options: 
     Args:
         model: with constraints imposed.
         weight_decay: of all other parameters.
+        factor_lr: learning rate of the factors, by default that of the others. A weight u·v moves with the learning
+            rate lr·(u² + v²), about 2|w|·lr, so SGD may want several times that of the dense network (4 on digits).
         **options: put into every group, for example ``lr``.
 
     Returns:
@@ -64,19 +68,24 @@ def parameter_groups(model: nn.Module, *, weight_decay: float = 0.0, **options: 
     taken = {id(p) for group in by_strength.values() for p in group}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
     groups = [{"params": rest, "weight_decay": weight_decay, **options}] if rest else []
+    if factor_lr is not None:
+        options["lr"] = factor_lr
     return groups + [
         {"params": group, "weight_decay": strength, "imposed": strength, **options}
         for strength, group in by_strength.items()
     ]
 
 
-def optimizer(kind: type[T], model: nn.Module, *, weight_decay: float = 0.0, **options: Any) -> T:
+def optimizer(
+    kind: type[T], model: nn.Module, *, weight_decay: float = 0.0, factor_lr: float | None = None, **options: Any
+) -> T:
     """Build an optimizer in which every factor has the weight decay of its constraint.
 
     Args:
         kind: class such as `torch.optim.SGD` or `torch.optim.Adam`.
         model: with constraints imposed.
         weight_decay: of all other parameters.
+        factor_lr: learning rate of the factors, see `parameter_groups`.
         **options: given to the class.
 
     Returns:
@@ -96,7 +105,7 @@ def optimizer(kind: type[T], model: nn.Module, *, weight_decay: float = 0.0, **o
         ...
         gaugefix.errors.ControlError: AdamW decouples weight decay from the gradient...
     """
-    groups = parameter_groups(model, weight_decay=weight_decay)
+    groups = parameter_groups(model, weight_decay=weight_decay, factor_lr=factor_lr)
     if "weight_decay" not in inspect.signature(kind).parameters:
         raise ControlError(
             f"{kind.__name__} has no weight decay. Add impose.penalty(model) to the loss and give it all parameters."
@@ -128,7 +137,7 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
                 f"{name} has weight_decay {decay:g} in the optimizer and strength {strength:g} in the model. Build the "
                 "optimizer with impose.optimizer or impose.parameter_groups, or use impose.penalty and weight_decay=0."
             )
-        if strength > 0 and not _couples(optimizer, group):
+        if strength > 0 and not couples_decay(optimizer, group):
             raise ControlError(
                 f"{type(optimizer).__name__} decouples weight decay from the gradient, and then the factors do not "
                 f"go to "
@@ -137,8 +146,16 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
             )
 
 
-def _couples(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
-    """Whether a parameter at rest, gradient −λθ, stays there: tried out on one number."""
+def couples_decay(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
+    """Whether a parameter at rest, gradient −λθ, stays there: tried out on one number.
+
+    Args:
+        optimizer: whose class is tried.
+        group: its settings, except the learning rate and the weight decay.
+
+    Returns:
+        True if weight decay is part of the gradient, or the class cannot be tried out and has no flag that says no.
+    """
     if group.get("decoupled_weight_decay") or group.get("weight_decouple"):
         return False
     known = inspect.signature(type(optimizer)).parameters

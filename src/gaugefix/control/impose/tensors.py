@@ -191,7 +191,7 @@ def tied(
         ControlError: if there is no such tensor, it cannot be factorised, or an argument is out of range; the module
             is as before.
 
-    Cost: one unit more per difference and two small matrix products per forward pass.
+    Cost: one unit more per difference, three products with a matrix (differences × units) per forward pass.
 
     Source: arXiv 2309.16932, weight tying.
 
