@@ -258,7 +258,7 @@ def watch(
     Example: [bold]gaugefix watch run.jsonl --once[/]
     """
     from gaugefix.monitor import read_log
-    from gaugefix.report.run_view import follow_run, run_state, run_view
+    from gaugefix.report.run_console import follow_run, run_state, run_view
 
     if once or as_json:
         found = read_log(log)

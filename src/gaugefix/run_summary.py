@@ -126,25 +126,19 @@ def _dead(log: MonitorLog, name: str) -> Iterator[Advice]:
 
 
 def _copies(log: MonitorLog, name: str) -> Iterator[Advice]:
-    distinct, live = _ends(log, f"{name}/distinct"), _dear_live(log, name)
-    if distinct is None or live is None or distinct[1] >= live:
+    copies, distinct = _ends(log, f"{name}/duplicates"), _ends(log, f"{name}/distinct")
+    if copies is None or distinct is None or not copies[1]:
         return
     events = _of(log, "mirror restored", where=name)
     when = f" First seen {_steps(events[:1])}." if events else ""
     yield Advice(
         "watch",
         name,
-        f"{live - distinct[1]:.0f} of {live:.0f} live units of {name} are copies of others.",
+        f"{copies[1]:.0f} live unit{'s' * (copies[1] > 1)} of {name} add nothing: copies of others.",
         f"{distinct[1]:.0f} distinct units at the last look, {distinct[0]:.0f} at the first.{when}",
         f"A layer of {distinct[1]:.0f} units computes the same: make it narrower, or break the tie with a different "
         "initialisation.",
     )
-
-
-def _dear_live(log: MonitorLog, name: str) -> float | None:
-    """Live units in the last row that counted distinct ones."""
-    rows = [values for _, values in log.rows if values.get(f"{name}/distinct") is not None]
-    return rows[-1].get(f"{name}/live") if rows else None
 
 
 def _rank(log: MonitorLog, name: str) -> Iterator[Advice]:

@@ -56,7 +56,7 @@ def test_both_identities_hold_to_rounding(made):
     task, symmetries = made
     operator = HessianOperator(task)
     first, second = check_first_order(operator, symmetries), check_second_order(operator, symmetries)
-    assert len(first) == len(second) == sum(s.n_generators > 0 for s in symmetries) > 0
+    assert len(first) == sum(s.n_generators > 0 for s in symmetries) >= len(second) > 0
     for check in (*first, *second):
         assert check.residual < 1e-10, check
         assert check.passed

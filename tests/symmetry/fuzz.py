@@ -29,7 +29,7 @@ SEEDS = 6
 #: seeds that one process examines before the summary is renewed
 CHUNK = 100
 #: further points at which a miss is looked at
-POINTS = 12
+POINTS = 5
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,10 @@ from gaugefix.measure.entropy import entropic_force as entropic_force
 from gaugefix.measure.entropy import entropic_loss as entropic_loss
 from gaugefix.measure.equipartition import EntropyReport as EntropyReport
 from gaugefix.measure.equipartition import Equipartition as Equipartition
+from gaugefix.measure.equipartition import MatrixEquipartition as MatrixEquipartition
 from gaugefix.measure.equipartition import entropy_report as entropy_report
 from gaugefix.measure.equipartition import equipartition_residual as equipartition_residual
+from gaugefix.measure.equipartition import matrix_equipartition as matrix_equipartition
 from gaugefix.measure.extremes import HessianExtremes as HessianExtremes
 from gaugefix.measure.extremes import hessian_extremes as hessian_extremes
 from gaugefix.measure.extremes import lambda_min as lambda_min
@@ -46,13 +48,13 @@ from gaugefix.measure.ghosts import Drives as Drives
 from gaugefix.measure.ghosts import birth_threshold as birth_threshold
 from gaugefix.measure.ghosts import collapse_threshold as collapse_threshold
 from gaugefix.measure.ghosts import drives as drives
-from gaugefix.measure.identities import Homogeneity as Homogeneity
+from gaugefix.measure.homogeneity import Homogeneity as Homogeneity
+from gaugefix.measure.homogeneity import homogeneity_degree as homogeneity_degree
 from gaugefix.measure.identities import IdentityCheck as IdentityCheck
 from gaugefix.measure.identities import SharpnessBound as SharpnessBound
 from gaugefix.measure.identities import check_first_order as check_first_order
 from gaugefix.measure.identities import check_second_order as check_second_order
 from gaugefix.measure.identities import flat_basis as flat_basis
-from gaugefix.measure.identities import homogeneity_degree as homogeneity_degree
 from gaugefix.measure.identities import sharpness_lower_bound as sharpness_lower_bound
 from gaugefix.measure.irreversibility import EchoResult as EchoResult
 from gaugefix.measure.irreversibility import Irreversibility as Irreversibility

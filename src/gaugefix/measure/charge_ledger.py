@@ -70,8 +70,8 @@ class Ledger:
             change = {k: self.params[k].detach() - before[k] for k in form.parameters}
             return np.asarray(charge + form.inner(change, change))
         if self.rates is not None:
-            pull = self._weighted(gradients, 0.5)
-            return np.asarray(charge + form.inner(pull, pull))
+            scaled = self._weighted(gradients, 0.5)
+            return np.asarray(charge + form.inner(scaled, scaled))
         if task.momentum == 0:
             pull = form.inner(gradients, gradients)
             return predict_charge_step(charge, pull, lr=task.lr, weight_decay=task.weight_decay)

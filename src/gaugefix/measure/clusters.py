@@ -40,7 +40,8 @@ class Clusters:
         Returns:
             One count per fiber.
         """
-        return np.bincount([c[0] // units.size for c in self.clusters], minlength=units.fibers).tolist()
+        counts: list[int] = np.bincount([c[0] // units.size for c in self.clusters], minlength=units.fibers).tolist()
+        return counts
 
 
 def find_clusters(
@@ -54,7 +55,7 @@ def find_clusters(
         live: ``(n,)`` mask.
         sizes: ``(n,)`` sizes; larger units lead.
         tol: relative distance below which two units are one.
-        linear: whether the class lies between linear maps, where a sign is a change of basis and nothing of its own.
+        linear: whether the class has a general linear group: then agreement is a matter of basis and no two are one.
 
     Returns:
         The clusters.
@@ -74,9 +75,9 @@ def find_clusters(
         for i in members.tolist():
             distances, negative = _distances(features[leaders], features[i], signed)
             k = int(distances.argmin()) if leaders else -1
-            if leaders and distances[k] < tol:
+            if leaders and distances[k] < tol and not linear:
                 groups[k].append(i)
-                tied += [(i, leaders[k])] if negative[k] and not linear else []
+                tied += [(i, leaders[k])] if negative[k] and units.activation != "identity" else []
                 continue
             if leaders and distances[k] < nearest[0]:
                 nearest = (float(distances[k]), (leaders[k], i))

@@ -101,6 +101,7 @@ def collapse_report(
 
     *Duplicate*: live units with one incoming slice, up to a positive factor if the activation is homogeneous and up
     to sign if it is odd (*sign-tied*). They compute one feature and merge exactly, whatever their outgoing weights.
+    A class with a general linear group has none: whether two of its units agree is a matter of basis, its rank is not.
 
     *Low rank*: the incoming matrix of the live, distinct units (each row of norm 1 if the activation is homogeneous,
     so that an unbalanced layer is not mistaken for a thin one) has fewer nonzero singular values than its shape
@@ -136,7 +137,7 @@ def collapse_report(
     if not 0 < tol < 1:
         raise MeasurementError(f"collapse_report: tolerance must be in (0, 1), got {tol!r}; the default is 0.01.")
     classes = [
-        _collapse(params, u, _sides(u, units), (inputs or {}).get(u.name), tol) for u in units_of(units) if u.slices
+        _collapse(params, u, rank_sides(u, units), (inputs or {}).get(u.name), tol) for u in units_of(units) if u.slices
     ]
     return CollapseReport(
         tuple(classes),
@@ -146,8 +147,16 @@ def collapse_report(
     )
 
 
-def _sides(units: Units, symmetries: Symmetries | Sequence[Units]) -> Sides | None:
-    """The two sides of a class between linear maps; heads and what passes a norm are not."""
+def rank_sides(units: Units, symmetries: Symmetries | Sequence[Units]) -> Sides | None:
+    """The two sides of a class whose rank is that of their product: between linear maps, and not a class of heads.
+
+    Args:
+        units: the class.
+        symmetries: the search result it comes from, which knows the two sides of queries and keys.
+
+    Returns:
+        Slices of the two sides, or None.
+    """
     return two_sides(units, symmetries) if not units.flags or "linear" in units.flags else None
 
 
@@ -155,7 +164,7 @@ def _collapse(
     params: Mapping[str, Tensor], units: Units, sides: Sides | None, inputs: Tensor | None, tol: float
 ) -> UnitCollapse:
     sizes, live = unit_sizes(params, units), live_units(params, units, tol)
-    found = find_clusters(params, units, live, sizes, tol, linear=sides is not None)
+    found = find_clusters(params, units, live, sizes, tol, linear="linear" in units.flags)
     rank = class_rank(params, units, live, found.per_fiber(units), sides, tol)
     spectrum = rank.spectrum
     duplicates = tuple(tuple(c) for c in sorted(found.clusters, key=len, reverse=True) if len(c) > 1)

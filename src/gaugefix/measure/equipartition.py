@@ -48,6 +48,25 @@ class Equipartition(Record):
 
 
 @dataclass(frozen=True, eq=False)
+class MatrixEquipartition(Record):
+    """Balance of a linear class, where every invertible matrix between its two sides is a symmetry.
+
+    At stationarity Z = η E[ĝĝᵀ] − 2λ(1 − ηλ/2)θθᵀ is the same matrix on both sides.
+
+    Attributes:
+        name: of the class.
+        drift: ``(fibers, n, n)`` expected change per step of UUᵀ − WWᵀ (units along the rows of both), exact.
+        residual: ‖Z_out − Z_in‖ relative to the mean of their norms.
+        n_batches: how many were used.
+    """
+
+    name: str
+    drift: np.ndarray
+    residual: float
+    n_batches: int
+
+
+@dataclass(frozen=True, eq=False)
 class EntropyReport(Record):
     """What the finite step adds to the loss, and how far its balance is reached.
 
@@ -117,6 +136,41 @@ def equipartition_residual(
     return tuple(found)
 
 
+def matrix_equipartition(
+    task: Task, symmetries: Symmetries, *, n_batches: int = 64, seed: int = 0
+) -> tuple[MatrixEquipartition, ...]:
+    """Gradient balance of linear classes as matrices, E[ĝ_U ĝ_Uᵀ] against E[ĝ_W ĝ_Wᵀ].
+
+    Args:
+        task: gives model, loss, data and settings; nothing of it is changed.
+        symmetries: what `find_symmetries` gave.
+        n_batches: how many batches the expectation takes.
+        seed: of the data order.
+
+    Returns:
+        One entry per class with a GL(n) symmetry and two trained sides. Cost: one gradient per batch.
+
+    Source: arXiv 2505.12387 (equipartition).
+    """
+    copy = exact_copy(task)
+    params = trainable(copy.model)
+    linear = {s.units.name for s in symmetries if s.units is not None and "GL(" in s.group}
+    classes = [u for u in _rescaled(symmetries, params) if u.name in linear]
+    decay = 2 * task.weight_decay * (1 - task.lr * task.weight_decay / 2)
+    sums: dict[str, np.ndarray] = {}
+    for batch in first_batches(copy, n_batches, seed):
+        _, gradient = batch_gradient(copy, batch, params)
+        for u in classes:
+            sums[u.name] = sums.get(u.name, 0.0) + _grams(gradient, u)
+    found = []
+    for u in classes:
+        z = task.lr * sums[u.name] / n_batches - decay * _grams(params, u)
+        difference, size = z[1] - z[0], float(np.linalg.norm(z[0]) + np.linalg.norm(z[1])) / 2
+        residual = float(np.linalg.norm(difference)) / size if size > 0 else 0.0
+        found.append(MatrixEquipartition(u.name, task.lr * difference, residual, n_batches))
+    return tuple(found)
+
+
 def entropy_report(
     task: Task, symmetries: Symmetries | Sequence[Units], *, n_batches: int = 64, seed: int = 0
 ) -> EntropyReport:
@@ -164,3 +218,12 @@ def _spread(z: np.ndarray) -> np.ndarray:
     """(max − min)/mean|·| of every row; 0 for rows of zeros."""
     size = np.abs(z).mean(1)
     return np.asarray((z.max(1) - z.min(1)) / np.where(size > 0, size, 1.0))
+
+
+def _grams(tensors: Mapping[str, Tensor], units: Units) -> np.ndarray:
+    """``(2, fibers, n, n)`` Gram matrices of the units, incoming and outgoing."""
+    sides = []
+    for role in ("write", "read"):
+        rows = units.rows(tensors, role).detach().double().reshape(units.fibers, units.size, -1)
+        sides.append((rows @ rows.mT).cpu().numpy())
+    return np.stack(sides)

@@ -76,7 +76,7 @@ def _agrees(copy: Task, vector: Mapping[str, Tensor], batch: Batch) -> bool:
 def _sum_product(copy: Task, vector: Mapping[str, Tensor], batch: Batch) -> tuple[Tensors, int]:
     """The product for the sum of the losses of a batch, and their number."""
     module = LossModule(copy.model, copy.loss)
-    leaves = {k: p.detach().clone().requires_grad_() for k, p in trainable(copy.model).items()}
+    leaves = {k: p.detach().requires_grad_() for k, p in trainable(copy.model).items()}
     point = {k: p for k, p in leaves.items() if k in vector}
     rest = {f"model.{k}": p for k, p in leaves.items() if k not in vector}
 
@@ -87,7 +87,8 @@ def _sum_product(copy: Task, vector: Mapping[str, Tensor], batch: Batch) -> tupl
 
     tangent = {k: vector[k].detach().to(p) for k, p in point.items()}
     with differentiable_attention(), _FixedInputs():
-        _, slope, each = jvp(loss, (point,), (tangent,), has_aux=True)
+        found: Any = jvp(loss, (point,), (tangent,), has_aux=True)
+    _, slope, each = found
     if not slope.requires_grad:
         return {k: torch.zeros_like(p) for k, p in leaves.items()}, len(each)
     grads = torch.autograd.grad(slope, list(leaves.values()), allow_unused=True, materialize_grads=True)
@@ -108,7 +109,7 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
-    def jvp(ctx: Any, x_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None) -> Tensor | None:  # type: ignore[override]
+    def jvp(ctx: Any, x_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None) -> Tensor | None:
         x, weight = ctx.saved_tensors
         parts: list[Tensor] = []
         if weight_t is not None:
@@ -120,7 +121,7 @@ class _Linear(torch.autograd.Function):
         return None if not parts else parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         rows = grad.flatten(0, -2)
         return (
@@ -135,5 +136,5 @@ class _FixedInputs(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is functional.linear and not kwargs and args[0].ndim > 1:
-            return _Linear.apply(*args, *([None] * (3 - len(args))))
+            return _Linear.apply(*args, *([None] * (3 - len(args))))  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))

@@ -23,7 +23,7 @@ from gaugefix.measure.records import Record
 from gaugefix.measure.settle import first_samples
 from gaugefix.measure.tangent_path import Directions, TangentPath, as_mirror, plain_sgd_only
 from gaugefix.task import Batch, Task
-from gaugefix.theory import Exponents, product_exponent
+from gaugefix.theory import Exponents, critical_lr_estimate, product_exponent
 
 _LIMIT = 160
 _CHUNK_NUMBERS = 4_000_000
@@ -202,10 +202,13 @@ def stability_limits(
 
     products = known.batches(task.batch_size, length, seed)
     mean = known.blocks.mean(0)
-    curvature = float(np.linalg.eigvalsh(mean)[0])
+    values, vectors = np.linalg.eigh(mean)
+    curvature = float(values[0])
     scale = max(float(np.abs(np.linalg.eigvalsh(products[: min(length, 400)])).max()), 1e-30)
     now = exponent(lr, decay, products)
-    rates = np.geomspace(1e-2, 1e1, _POINTS) / scale
+    soft = np.einsum("i,tij,j->t", vectors[:, 0], products, vectors[:, 0]) + decay
+    estimate = critical_lr_estimate(curvature + decay, float((soft**2).mean()) or 1.0)
+    rates = np.geomspace(min(1e-2 / scale, estimate / 10) or 1e-30, 1e1 / scale, _POINTS)
     critical_lr = (
         (0.0, 0.0) if curvature + decay >= 0 else _first_negative(lambda r: exponent(r, decay, products), rates)
     )

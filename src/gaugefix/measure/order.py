@@ -179,7 +179,7 @@ def _distinct(
         own = rows[f * units.size + members]
         distances = _pairwise(own, signed)
         all_distances[f][np.ix_(members, members)] = distances
-        labels = np.arange(1, len(members) + 1)
+        labels: np.ndarray = np.arange(1, len(members) + 1)
         if len(members) > 1:
             labels = fcluster(linkage(squareform(distances, checks=False), "single"), tolerance, "distance")
         clusters += [tuple(int(i) for i in f * units.size + members[labels == k]) for k in Counter(labels.tolist())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from gaugefix.measure.sizes import DEFAULT_TOLERANCE, unit_length, unit_rows
 from gaugefix.symmetry import Slice, Units
+
+#: a relative precision that is half or less
+_HALF = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +82,7 @@ def class_rank(
 
 def _product_values(plus: np.ndarray, minus: np.ndarray) -> np.ndarray:
     """Singular values of minusᵀ plus, from their triangular factors."""
-    r_plus, r_minus = (np.linalg.qr(m.T, mode="r") for m in (plus, minus))
+    r_plus, r_minus = (np.linalg.qr(m.T).R for m in (plus, minus))
     return np.asarray(np.linalg.svd(r_minus @ r_plus.T, compute_uv=False))
 
 
@@ -97,9 +101,11 @@ def numerical_rank(
 ) -> int:
     """Number of singular values that are not zero.
 
-    Zero is what lies below ``σ₁ max(shape) eps``, rounding in the precision of the data, or behind a gap of a factor
-    10 whose lower edge is below ``σ₁ gap/(10 max(shape))``, far under the smallest singular value of a random square
-    matrix: the tail of a layer that weight decay has thinned never reaches rounding.
+    Zero is what lies behind a gap of a factor 10 whose lower edge is below ``σ₁ gap/(10 max(n, m))``, far under the
+    smallest singular value of a random square matrix (the tail of a layer that weight decay has thinned never reaches
+    rounding), or below what rounding makes, 8·eps·‖A‖_F(1/√n + 1/√m); a single value needs a gap of 1000 there, since
+    in half precision the smallest value of a healthy matrix lies below rounding too. In single and double precision
+    what lies below a quarter of that rounding is zero without a gap.
 
     Args:
         matrix: a matrix, or its singular values, descending.
@@ -124,11 +130,15 @@ def numerical_rank(
         matrix = np.linalg.svd(matrix.astype(float), compute_uv=False) if matrix.size else np.zeros(0)
     if not matrix.size or not matrix[0] > 0:
         return 0
-    longest = max(shape or (len(matrix),))
+    n, m = shape or (len(matrix), len(matrix))
     relative = matrix / matrix[0]
-    rank = int((relative > longest * eps).sum())
+    rounding = 8 * eps * float(np.linalg.norm(relative)) * (1 / math.sqrt(n) + 1 / math.sqrt(m))
+    smallest = max(rounding / 4 if eps < _HALF else 0.0, max(n, m) * float(np.finfo(float).eps))
+    rank = int((relative > smallest).sum())
     for i in range(1, rank):
-        if relative[i] < gap / (10 * longest) and relative[i - 1] > 10 * relative[i]:
+        ratio = relative[i - 1] / relative[i]
+        below = relative[i] < rounding and (i < len(relative) - 1 or ratio > 1000)
+        if ratio > 10 and (below or relative[i] < gap / (10 * max(n, m))):
             return i
     return rank
 

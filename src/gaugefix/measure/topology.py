@@ -50,7 +50,8 @@ class TopologyStep(Record):
         order_breaking: pairs with lr·R_ij > 1, which all reversals are among; −1 without gradients.
         max_rate: largest R_ij; nan without gradients.
         merges: pairs that came closer than 1e-3 of the median distance.
-        distinct: units that are farther than that from each other, in the end.
+        distinct: units that are farther than that from each other, in the end; as they are, while
+            `gaugefix.measure.distinct_units` compares them after scales and signs are taken out.
     """
 
     name: str

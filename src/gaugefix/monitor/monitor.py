@@ -47,7 +47,8 @@ class Monitor:
     ``…/identity_error``                 ⟨u, g_u⟩ = ⟨w, g_w⟩, 0 for a true symmetry under any optimizer
     ``…/law_error``                      one SGD step against `predict_charge_step`, 0 if it did what the law says
     ``…/participation``                  dear: directions that the incoming rows fill
-    ``…/distinct, …/mirror_distance``    dear: units that are no copies; distance of the closest two to their mirror
+    ``…/distinct, …/duplicates``         dear: live units without and with an original among the others
+    ``…/mirror_distance``                dear: distance of the closest two units to their mirror
     ``…/rank, …/effective_rank``         dear: of a product under a general linear group (per fiber the smallest); at
                                          level "full" of every class
     ``adam/step, adam/frozen``           level "full": size of Adam's steps, share of entries below its ε

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gaugefix.measure.collapse import rank_sides
 from gaugefix.measure.spectra import class_rank, effective_rank, numerical_rank
 from gaugefix.monitor.pairs import unit_entries
 from gaugefix.monitor.shards import add_up, local_part, whole
@@ -50,7 +51,7 @@ def product_ranks(w: WatchedClass, params: Mapping[str, Tensor], tolerance: floa
     u = w.units
     if not w.polarity or u.size > MOST_FOR_RANK:
         return None
-    sides = []
+    sides, widths = [], [u.size]
     for sign in (1, -1):
         slices = [
             s for s, p in zip(u.slices, w.polarity, strict=True) if p == sign and params[s.param].ndim > 1
@@ -59,12 +60,13 @@ def product_ranks(w: WatchedClass, params: Mapping[str, Tensor], tolerance: floa
             return None
         rows = torch.cat([unit_entries(s, params) for s in slices], dim=2)
         rows = (rows.cpu() if rows.device.type == "mps" else rows).double()
+        widths.append(rows.shape[2])
         sides.append(torch.linalg.qr(rows.transpose(1, 2), mode="r").R)
     most = min(u.size, *(s.shape[1] for s in sides))
     values = torch.linalg.svdvals(sides[0] @ sides[1].transpose(1, 2))[:, :most].cpu().numpy()
-    eps = max(torch.finfo(params[s.param].dtype).eps for s in u.slices)
-    longest = max(u.size, *(s.shape[1] for s in sides))
-    ranks = tuple(numerical_rank(v, shape=(longest, most), eps=eps, gap=tolerance) for v in values)
+    shape = max(widths), most
+    eps = max(float(torch.finfo(params[s.param].dtype).eps) for s in u.slices)
+    ranks = tuple(numerical_rank(v, shape=shape, eps=eps, gap=tolerance) for v in values)
     return Ranks(ranks, most, min(effective_rank(v) for v in values))
 
 
@@ -88,8 +90,8 @@ def row_rank(
     if len(u) > 2 * MOST_FOR_RANK or rows > CHUNK:
         return None
     own = {p: whole(params[p].detach()) for p in u.parameters}
-    each = (distinct,) if u.fibers == 1 else (u.size,) * u.fibers
-    found = class_rank(own, u, live, each, None, tolerance)
+    each = [distinct] if u.fibers == 1 else live.reshape(u.fibers, u.size).sum(1).tolist()
+    found = class_rank(own, u, live, each, rank_sides(u, [u]), tolerance)
     return Ranks((found.rank,), found.max_rank, effective_rank(found.spectrum))
 
 

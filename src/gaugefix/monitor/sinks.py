@@ -209,7 +209,7 @@ class LiveSink:
         from rich.console import Console
         from rich.live import Live
 
-        from gaugefix.report.run_view import run_view
+        from gaugefix.report.run_console import run_view
 
         if self._live is None:
             console = self._console or Console(stderr=True)

@@ -213,6 +213,7 @@ class Survey:
                 close = pairs(w, params, squares, live, tol)
                 row[f"{name}/participation"] = close.participation
                 row[f"{name}/distinct"] = float(close.distinct)
+                row[f"{name}/duplicates"] = float(live.sum() - close.distinct)
                 row[f"{name}/mirror_distance"] = float(np.nanmin([*close.distance, np.inf]))
                 state.near[name], seen = changed_partners(
                     step, name, close.partner, close.distance, state.near.get(name), tol

@@ -1,9 +1,7 @@
-"""What is known about the values on an axis at given parameters: constraints that they satisfy, directions unseen.
+"""What is known about the values on an axis at given parameters: constraints that they satisfy.
 
 A value y satisfies a *constraint* (a, α) if aᵀy = α for all data: the output of a centred normalisation does, so does
-that of a narrow linear map. Adding data-dependent multiples of an *unseen* direction u to y changes no output: 1 in
-front of a centred normalisation, what a narrow reader does not see. Both are carried through the records, forwards
-and backwards, as matrices at actual parameters.
+that of a narrow linear map. Constraints are carried forward through the records as matrices at actual parameters.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from gaugefix.symmetry.flow import Flow
 from gaugefix.symmetry.graph import Value
-from gaugefix.symmetry.records import Cut, Label, Norm, Operand, Pointwise, Product, Record, Softmax, Sum
+from gaugefix.symmetry.records import Cut, Label, Norm, Operand, Pointwise, Product, Sum
 from gaugefix.symmetry.shift_action import parameter_value, relabel
 from gaugefix.symmetry.units import Params
 
@@ -31,12 +29,13 @@ def null_space(matrix: Tensor) -> Tensor:
         return torch.eye(matrix.shape[1], dtype=matrix.dtype)
     values, right = torch.linalg.svd(matrix, full_matrices=True)[1:]
     largest = float(values[0]) if len(values) else 0.0
-    return right[int((values > RANK_TOLERANCE * largest).sum()) :].T
+    free: Tensor = right[int((values > RANK_TOLERANCE * largest).sum()) :].T
+    return free
 
 
 @dataclass(eq=False)
 class Constraints:
-    """Constraints and unseen directions of values at one point.
+    """Constraints on values at one point.
 
     Attributes:
         flow: who makes and reads what.
@@ -50,10 +49,14 @@ class Constraints:
     dense: bool = True
     _known: dict[tuple[Value, Dims], tuple[Tensor, Tensor]] = field(default_factory=dict)
     _unseen: dict[tuple[Value, Dims], Tensor] = field(default_factory=dict)
+    _smallest: str | None = None
 
     def _like(self) -> Tensor:
-        """Any parameter, for its dtype."""
-        return next(iter(self.params.values()))
+        """The smallest parameter, for its dtype; the point may make its numbers when they are asked for."""
+        if self._smallest is None:
+            params = self.flow.classes.cells.lower.graph.params
+            self._smallest = min((n for n in params if n in self.params), key=lambda n: math.prod(params[n].shape))
+        return self.params[self._smallest]
 
     def _size(self, value: Value, dims: Dims) -> int:
         return math.prod(value.shape[d] for d in dims)
@@ -99,7 +102,7 @@ class Constraints:
             return self._cut(record, dims)
         if record is None:
             return None
-        labels = _labels(record.out, dims)
+        labels = labels_of(record.out, dims)
         if labels is None:
             return None
         match record:
@@ -110,7 +113,7 @@ class Constraints:
             case Norm():
                 return self._norm(record, labels)
             case Pointwise() if record.name == "identity":
-                return self.known(record.x.value, _dims(record.x, labels))
+                return self.known(record.x.value, dims_of(record.x, labels))
             case _:
                 return None
 
@@ -138,7 +141,7 @@ class Constraints:
             return n, alpha
         if not self.dense or not n.shape[1]:
             return None
-        inside = _positions(record.whole, dims, record)
+        inside = positions_of(record.whole, dims, record)
         outside = torch.ones(len(n), dtype=torch.bool)
         outside[inside] = False
         inner = null_space(n[outside])
@@ -182,7 +185,7 @@ class Constraints:
     def _term(self, term: Operand, labels: list[Label]) -> tuple[Tensor, Tensor] | None:
         if any(label not in term.groups for label in labels):
             return None
-        dims = _dims(term, labels)
+        dims = dims_of(term, labels)
         if not self.flow.is_parameter(term.value):
             return self.known(term.value, dims)
         if not self.dense:
@@ -208,7 +211,7 @@ class Constraints:
         self, record: Product, labels: list[Label], x: Operand, data: list[Operand], weights: list[Operand]
     ) -> tuple[Tensor, Tensor] | None:
         """The axis goes through, perhaps times gains, averaged over positions, or times a number made of data."""
-        n, alpha = self.known(x.value, _dims(x, labels))
+        n, alpha = self.known(x.value, dims_of(x, labels))
         if any(label not in record.out.groups for w in weights for label in w.groups):
             return None
         for w in weights:
@@ -238,7 +241,7 @@ class Constraints:
         if matrix is None or set(matrix[1]) != set(labels):
             return None
         weight, out_labels, in_labels = matrix
-        n, alpha = self.known(x.value, _dims(x, in_labels))
+        n, alpha = self.known(x.value, dims_of(x, in_labels))
         order = _order(record.out, w, out_labels, labels)
         both = null_space(torch.cat([weight[order].T, -n], dim=1))
         a = both[: weight.shape[0]]
@@ -265,10 +268,10 @@ class Constraints:
         like = self._like()
         size = math.prod(record.out.value.shape[d] for k in labels for d in record.out.groups[k])
         gain = like.new_ones(size) if record.gain is None else self.number(record.gain, labels, record.out)
-        groups = self._blocks(record.out, labels, record.reduced)
+        groups = self.blocks(record.out, labels, record.reduced)
         columns = [groups] if record.centred else []
         if groups.shape[1] == 1:  # one unknown factor for all
-            n, alpha = self.known(record.x.value, _dims(record.x, labels))
+            n, alpha = self.known(record.x.value, dims_of(record.x, labels))
             found = self._homogeneous(n, alpha, n.sum(0, keepdim=True) if record.centred else None)
             if found is not None:
                 columns.append(found[0])
@@ -278,7 +281,7 @@ class Constraints:
         shift = like.new_zeros(size) if record.bias is None else self.number(record.bias, labels, record.out)
         return n, n.T @ shift
 
-    def _blocks(self, operand: Operand, labels: list[Label], reduced: frozenset[Label]) -> Tensor:
+    def blocks(self, operand: Operand, labels: list[Label], reduced: frozenset[Label]) -> Tensor:
         """One column for each group that is normalised by itself: ones on it."""
         sizes = [math.prod(operand.value.shape[d] for d in operand.groups[k]) for k in labels]
         kept = [1 if k in reduced else n for n, k in zip(sizes, labels, strict=True)]
@@ -288,98 +291,8 @@ class Constraints:
         flat = number.expand(sizes).reshape(-1)
         return torch.eye(math.prod(kept), dtype=self._like().dtype)[flat]
 
-    # unseen directions
 
-    def unseen(self, value: Value, dims: Dims) -> Tensor:
-        """Directions along some dimensions of which any multiples, data-dependent ones too, reach no output.
-
-        Args:
-            value: any value.
-            dims: its dimensions, flattened in order.
-
-        Returns:
-            Independent columns, ``(size, k)``.
-        """
-        key = (value, dims)
-        if key not in self._unseen:
-            size = self._size(value, dims)
-            space = torch.eye(size, dtype=self._like().dtype)
-            none = space[:, :0]
-            if value in self.flow.outputs:
-                space = none
-            for record, i in self.flow.consumers[value]:
-                if not space.shape[1]:
-                    break
-                seen = self._seen_by(record, i, dims)
-                space = none if seen is None else space @ null_space(seen @ space)
-            self._unseen[key] = space
-        return self._unseen[key]
-
-    def _complement(self, basis: Tensor) -> Tensor:
-        """Rows that vanish on the columns of a basis and on nothing else."""
-        return null_space(basis.T).T
-
-    def _seen_by(self, record: Record, i: int, dims: Dims) -> Tensor | None:
-        """Rows whose values a reader sees; None if it sees everything."""
-        if isinstance(record, Cut):
-            return self._cut_sees(record, i, dims)
-        operand = [record.out, *record.operands()][i]
-        labels = _labels(operand, dims)
-        if labels is None:
-            return None
-        match record:
-            case Sum():
-                return self._complement(self.unseen(record.out.value, _dims(record.out, labels)))
-            case Product():
-                return self._product_sees(record, i, labels)
-            case Norm() if i == 1 and record.centred and record.reduced <= set(labels):
-                return self._complement(self._blocks(operand, labels, record.reduced))
-            case Norm() if operand is record.bias and all(label in record.out.groups for label in labels):
-                return self._complement(self.unseen(record.out.value, _dims(record.out, labels)))
-            case Softmax() if record.label in labels:
-                return self._complement(self._blocks(operand, labels, frozenset({record.label})))
-            case Pointwise() if record.name == "identity":
-                return self._complement(self.unseen(record.out.value, _dims(record.out, labels)))
-            case _:
-                return None
-
-    def _cut_sees(self, record: Cut, i: int, dims: Dims) -> Tensor:
-        part, whole = record.out.value, record.whole
-        target = whole if i == 0 else part
-        rows = self._complement(self.unseen(target, dims))
-        if record.dim not in dims:
-            return rows
-        inside = _positions(whole, dims, record)
-        if i == 0:
-            return rows[:, inside]
-        out = rows.new_zeros(len(rows), self._size(whole, dims))
-        out[:, inside] = rows
-        return out
-
-    def _product_sees(self, record: Product, i: int, labels: list[Label]) -> Tensor | None:
-        mine = record.factors[i - 1]
-        others = [f for j, f in enumerate(record.factors) if j != i - 1]
-        sharing = [f for f in others if any(label in f.groups for label in labels)]
-        if not sharing and all(label in record.out.groups for label in labels):
-            return self._complement(self.unseen(record.out.value, _dims(record.out, labels)))
-        if len(sharing) != 1 or not self.flow.is_parameter(sharing[0].value):
-            return None
-        (w,) = sharing
-        if set(w.groups) <= set(labels) and all(label in record.out.groups for label in labels):  # a gain
-            rows = self._complement(self.unseen(record.out.value, _dims(record.out, labels)))
-            return rows * self.number(w, labels, record.out)
-        if len(others) != 1 or record.border:
-            return None
-        matrix = self.matrix(record, w, mine)
-        if matrix is None or matrix[2] != labels:
-            return None
-        weight, out_labels, _ = matrix
-        if not out_labels:
-            return weight
-        return self._complement(self.unseen(record.out.value, _dims(record.out, out_labels))) @ weight
-
-
-def _labels(operand: Operand, dims: Dims) -> list[Label] | None:
+def labels_of(operand: Operand, dims: Dims) -> list[Label] | None:
     """The labels that cover exactly some dimensions, in their order."""
     labels: list[Label] = []
     at = 0
@@ -395,7 +308,8 @@ def _labels(operand: Operand, dims: Dims) -> list[Label] | None:
     return labels or None
 
 
-def _dims(operand: Operand, labels: list[Label]) -> Dims:
+def dims_of(operand: Operand, labels: list[Label]) -> Dims:
+    """The dimensions of some labels, in order."""
     return tuple(d for k in labels for d in operand.groups[k])
 
 
@@ -406,7 +320,7 @@ def _order(out: Operand, w: Operand, have: list[Label], want: list[Label]) -> Te
     return index.permute([have.index(k) for k in want]).reshape(-1)
 
 
-def _positions(whole: Value, dims: Dims, cut: Cut) -> Tensor:
+def positions_of(whole: Value, dims: Dims, cut: Cut) -> Tensor:
     """Flat positions of a part along some dimensions of the whole."""
     index = torch.arange(math.prod(whole.shape[d] for d in dims)).reshape([whole.shape[d] for d in dims])
     return index.narrow(dims.index(cut.dim), cut.start, cut.out.value.shape[cut.dim]).reshape(-1)
@@ -415,5 +329,5 @@ def _positions(whole: Value, dims: Dims, cut: Cut) -> Tensor:
 def _embed(columns: Tensor, whole: Value, dims: Dims, cut: Cut) -> Tensor:
     """Columns on a part as columns on the whole."""
     out = columns.new_zeros(math.prod(whole.shape[d] for d in dims), columns.shape[1])
-    out[_positions(whole, dims, cut)] = columns
+    out[positions_of(whole, dims, cut)] = columns
     return out

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from gaugefix.symmetry.constraints import Constraints, Dims, null_space
+from gaugefix.symmetry.constraints import Dims, dims_of, null_space
 from gaugefix.symmetry.flow import Flow
 from gaugefix.symmetry.generic import generic_parameters
 from gaugefix.symmetry.graph import Value
 from gaugefix.symmetry.groups import Symmetry
-from gaugefix.symmetry.records import Cut, Label, Norm, Operand, Product, Sum
-from gaugefix.symmetry.shift_action import relabel
+from gaugefix.symmetry.records import Cut, Norm, Operand, Product, Sum
 from gaugefix.symmetry.stream_groups import LastPoint, VectorSymmetry
 from gaugefix.symmetry.units import Params
+from gaugefix.symmetry.unseen import Unseen
 
 #: numbers in a model up to which null spaces are looked for
 MAX_PARAMETERS = 20_000
@@ -90,6 +90,18 @@ class DeadDirections(VectorSymmetry):
         moved = self.apply(params, self.path(k, torch.ones((), dtype=torch.float64)))
         return {n: moved[n] - params[n] for n in self.parameters}
 
+    def generators(self, params: Params) -> dict[str, Tensor]:
+        """All of them, in one batch."""
+        moved = [n for n in self.parameters if n in params]
+
+        def act(element: Tensor) -> tuple[Tensor, ...]:
+            new = self.apply(params, element)
+            return tuple(new[n] - params[n] for n in moved)
+
+        units = torch.eye(self.length, dtype=params[moved[0]].dtype)
+        self._spaces(params)  # outside the batch
+        return dict(zip(moved, torch.func.vmap(act)(units), strict=True))
+
     def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
         """Add to W and take the constant back in the bias."""
         assert self.place is not None
@@ -114,7 +126,7 @@ class DeadDirections(VectorSymmetry):
         flow, place = self.flow, self.place
 
         def compute() -> tuple[Tensor, Tensor, Tensor]:
-            u, n, alpha = spaces(Constraints(flow, params), place)
+            u, n, alpha = spaces(Unseen(flow, params), place)
             return _fit(u, self.unseen), _fit(n, self.known), _fit(alpha[None], self.known)[0]
 
         return self._last(params, compute)
@@ -125,7 +137,7 @@ def _fit(matrix: Tensor, n: int) -> Tensor:
     return torch.cat([matrix[:, :n], matrix.new_zeros(len(matrix), max(0, n - matrix.shape[1]))], dim=1)
 
 
-def spaces(at: Constraints, place: Place) -> tuple[Tensor, Tensor, Tensor]:
+def spaces(at: Unseen, place: Place) -> tuple[Tensor, Tensor, Tensor]:
     """What is unseen behind a parameter, and the constraints in front of it that it may use.
 
     Args:
@@ -157,7 +169,7 @@ def find_dead(flow: Flow) -> list[Symmetry]:
     shapes = {n: v.shape for n, v in flow.classes.cells.lower.graph.params.items()}
     if sum(math.prod(s) for s in shapes.values()) > MAX_PARAMETERS:
         return []
-    at = Constraints(flow, generic_parameters(shapes, torch.Generator().manual_seed(0)))
+    at = Unseen(flow, generic_parameters(shapes, torch.Generator().manual_seed(0)))
     out: list[Symmetry] = []
     for place in _places(flow):
         u, n, _ = spaces(at, place)
@@ -174,7 +186,8 @@ def find_dead(flow: Flow) -> list[Symmetry]:
     return out
 
 
-def _uses(flow: Flow) -> Counter[Value]:
+def uses_of(flow: Flow) -> Counter[Value]:
+    """How often every value is read."""
     records = flow.classes.cells.lower.records
     return Counter(
         v
@@ -185,7 +198,7 @@ def _uses(flow: Flow) -> Counter[Value]:
 
 def _places(flow: Flow) -> Iterator[Place]:
     """Parameters that are read once, by a product with data or a sum."""
-    uses = _uses(flow)
+    uses = uses_of(flow)
     for record in flow.classes.cells.lower.records:
         operands = [] if isinstance(record, Cut) else list(record.operands())
         for x in operands:
@@ -199,12 +212,8 @@ def _places(flow: Flow) -> Iterator[Place]:
                 labels = list(x.groups)
                 if labels:
                     yield Place(
-                        x.value.name, x.value.shape, _dims(x, labels), (record.out.value, _dims(record.out, labels))
+                        x.value.name, x.value.shape, dims_of(x, labels), (record.out.value, dims_of(record.out, labels))
                     )
-
-
-def _dims(operand: Operand, labels: list[Label]) -> Dims:
-    return tuple(d for k in labels for d in operand.groups[k])
 
 
 def read_place(flow: Flow, record: Product, w: Operand) -> Place | None:
@@ -223,7 +232,7 @@ def read_place(flow: Flow, record: Product, w: Operand) -> Place | None:
     rows = [k for k in w.groups if k in record.out.groups and k not in shared]
     if not rows:
         return None
-    place = Place(w.value.name, w.value.shape, _dims(w, rows), (record.out.value, _dims(record.out, rows)))
+    place = Place(w.value.name, w.value.shape, dims_of(w, rows), (record.out.value, dims_of(record.out, rows)))
     if len(others) != 1 or record.border:
         return place
     (x,) = others
@@ -235,7 +244,14 @@ def read_place(flow: Flow, record: Product, w: Operand) -> Place | None:
         return place
     bias = private_bias(flow, record.out, place.blocks()[0]) if len(rows) == 1 else None
     return Place(
-        place.param, place.shape, place.rows, place.out, _dims(w, inner), (x.value, _dims(x, inner)), bias, record.scale
+        place.param,
+        place.shape,
+        place.rows,
+        place.out,
+        dims_of(w, inner),
+        (x.value, dims_of(x, inner)),
+        bias,
+        record.scale,
     )
 
 
@@ -249,76 +265,3 @@ def private_bias(flow: Flow, out: Operand, entries: int) -> str | None:
         if v.kind == "param" and len(flow.consumers[v]) == 1 and math.prod(v.shape) == entries:
             return v.name
     return None
-
-
-class _Lazy(Mapping[str, Tensor]):
-    """Generic vectors, made when asked for: a big model is not filled with numbers to look at its gains."""
-
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self._shapes = shapes
-
-    def __getitem__(self, name: str) -> Tensor:
-        generator = torch.Generator().manual_seed(1)
-        return 0.5 + torch.rand(self._shapes[name], generator=generator, dtype=torch.float64)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
-
-    def __len__(self) -> int:
-        return len(self._shapes)
-
-
-@dataclass(eq=False)
-class VirtualBiases:
-    """Weights without a bias that can take up a constant: aᵀx = α ≠ 0, so W + vaᵀ/α adds v to what they give.
-
-    Attributes:
-        flow: who makes and reads what.
-        places: product -> the weight.
-    """
-
-    flow: Flow
-    places: dict[Product, tuple[Operand, Place]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Find the readers of centred normalisations that have a shift."""
-        shapes = {n: v.shape for n, v in self.flow.classes.cells.lower.graph.params.items()}
-        at = Constraints(self.flow, _Lazy(shapes), dense=False)
-        uses = _uses(self.flow)
-        for record in self.flow.classes.cells.lower.records:
-            if not isinstance(record, Product):
-                continue
-            for w in record.factors:
-                if w.value.kind != "param" or uses[w.value] != 1:
-                    continue
-                place = read_place(self.flow, record, w)
-                if place is None or place.source is None or place.bias is not None:
-                    continue
-                if bool(at.known(*place.source)[1].any()):
-                    self.places[record] = (w, place)
-
-    def weights(self) -> dict[Product, Operand]:
-        """The weights, by the product in which they are read."""
-        return {record: w for record, (w, _) in self.places.items()}
-
-    def take_up(self, record: Product, constant: Tensor, params: Params) -> tuple[str, Tensor]:
-        """The change of a weight that adds a constant to what it gives.
-
-        Args:
-            record: the product.
-            constant: in the layout of its output.
-            params: all parameters, those that the normalisation uses at their new values.
-
-        Returns:
-            The name of the weight and its change.
-        """
-        w, place = self.places[record]
-        assert place.source is not None
-        n, alpha = Constraints(self.flow, params, dense=False).known(*place.source)
-        a = n @ alpha / (alpha @ alpha * place.scale)
-        rows = [k for k in w.groups if k in record.out.groups]
-        v = relabel(constant, record.out, Operand(w.value, {k: w.groups[k] for k in rows}))
-        inner = [place.shape[d] if d in place.inner else 1 for d in range(len(place.shape))]
-        order = sorted(range(len(place.inner)), key=lambda i: place.inner[i])
-        block = a.reshape([place.shape[d] for d in place.inner]).permute(order).reshape(inner)
-        return place.param, v * block

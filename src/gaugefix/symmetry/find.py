@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -13,7 +17,7 @@ from gaugefix.symmetry.assemble import assemble
 from gaugefix.symmetry.cells import Cells
 from gaugefix.symmetry.classes import Classes
 from gaugefix.symmetry.frozen import frozen_notes
-from gaugefix.symmetry.graph import trace
+from gaugefix.symmetry.graph import Graph, trace
 from gaugefix.symmetry.lowering import Lowering
 from gaugefix.symmetry.patterns import recognise
 from gaugefix.symmetry.symmetries import Symmetries
@@ -97,19 +101,44 @@ def _find(
     trainable_only: bool = False,
 ) -> Symmetries:
     frozen = {n.removeprefix(prefix) for n, p in model.named_parameters() if trainable_only and not p.requires_grad}
-    found = assemble(Classes(Cells(_lowered(model, args, kwargs, prefix, frozen))))
+    graph = trace(model, args, kwargs, prefix=prefix)
+    graph.freeze(frozen)
+    found = search(graph)
     if not frozen:
         return found
     notes = frozen_notes(_find(model, args, kwargs, prefix), found, frozen)
     return replace(found, skipped=(*found.skipped, *notes))
 
 
-def _lowered(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None, prefix: str, frozen: set[str]
-) -> Lowering:
-    graph = trace(model, args, kwargs, prefix=prefix)
-    graph.freeze(frozen)
-    return Lowering(recognise(graph)).run()
+def search(graph: Graph) -> Symmetries:
+    """The symmetries of a graph, not verified: lowering, axes, charges, groups, gauges.
+
+    Args:
+        graph: just read; its operations are rewritten.
+
+    Returns:
+        The symmetries.
+    """
+    with _at_work(len(graph.ops)):
+        return assemble(Classes(Cells(Lowering(recognise(graph)).run())))
+
+
+@contextmanager
+def _at_work(operations: int) -> Iterator[None]:
+    """Room for chains as long as the network, and no garbage collection.
+
+    Nothing made here is garbage before the end; it would be looked for in vain again and again, at a cost that grows
+    with everything else in memory.
+    """
+    limit, collects = sys.getrecursionlimit(), gc.isenabled()
+    sys.setrecursionlimit(max(limit, 1000 + 4 * operations))
+    gc.disable()
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
+        if collects:
+            gc.enable()
 
 
 def _should_verify(model: nn.Module, verify: bool | Literal["auto"]) -> bool:
@@ -143,7 +172,9 @@ def _find_in_task(task: Task, *, verify: bool | Literal["auto"], trainable_only:
         note = f"symmetries of the loss that do not depend on the targets: {error}"
         whole = replace(found, symmetries=(), verification=(), rejected=(), opaque=())
         found = replace(found, skipped=(*found.skipped, note))
-    turns = find_target_rotations(task, _lowered(task.model, task.inputs(batch), None, "", frozen))
+    graph = trace(task.model, task.inputs(batch))
+    graph.freeze(frozen)
+    turns = find_target_rotations(task, Lowering(recognise(graph)).run())
     whole = replace(whole, symmetries=(*whole.symmetries, *turns))
     if _should_verify(task.model, verify):
         whole = verify_symmetries(whole, objective, (batch,), {}, seed=seed, prefix="model.")

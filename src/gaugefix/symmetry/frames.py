@@ -236,21 +236,27 @@ class _Frames:
         """1 + U M Kᵀ on regions that are linear but for centred normalisations."""
         out: list[Symmetry] = []
         for root, region in self.regions.items():
-            ends = [*region.entering, *region.leaving]
+            entering = [p for p in region.entering if not self._reads_one(p, region)]
+            ends = [*entering, *region.leaving]
             plain = all(p.norm.centred and p.whole for p in ends) and root not in self.rough
             if not ends or not plain or root in self.flow.classes.parity.odd:
                 continue
             gains = {p.gain for p in region.leaving}
             if len(gains) > 1 or any(g is not None and g[0].kind != "param" for g in gains):
                 continue
-            symmetry = self._shear(region, next(iter(gains), None))
+            symmetry = self._shear(region, entering, next(iter(gains), None))
             if symmetry is not None:
                 out.append(symmetry)
         return out
 
-    def _shear(self, region: _Region, gain: SlotKey | None) -> Symmetry | None:
-        base = (region.entering[0].source if region.entering else region.leaving[0].target)[1]
-        if any(p.source[1] != base for p in region.entering) or any(p.target[1] != base for p in region.leaving):
+    def _reads_one(self, p: _Passage, region: _Region) -> bool:
+        """Whether a normalisation reads nothing but another one without a shift, which a shear leaves as it is."""
+        norm = self.flow.normalised(p.norm.x.value)
+        return norm is not None and norm.bias is None and any(q.norm is norm for q in region.leaving)
+
+    def _shear(self, region: _Region, entering: list[_Passage], gain: SlotKey | None) -> Symmetry | None:
+        base = (entering[0].source if entering else region.leaving[0].target)[1]
+        if any(p.source[1] != base for p in entering) or any(p.target[1] != base for p in region.leaving):
             return None
         own = [s for s in region.slots if gain is None or s[0][0] is not gain[0]]
         writers = [s for s in own if s[2] == base]
@@ -258,13 +264,13 @@ class _Frames:
         matrices = any(len(key[0].shape) > 1 for key, _, _ in writers)
         if not readers or (region.leaving and not matrices):
             return None  # without readers every writer shifts alone; without other writers see `null_directions`
-        length = 1 if region.entering and region.leaving else self.c.size
+        length = 1 if entering and region.leaving else self.c.size
         covariant, contravariant = self._slices(writers), self._slices(readers)
-        what = "mix into the mean" if region.entering else "shear across a norm"
+        what = "mix into the mean" if entering else "shear across a norm"
         return Shear(
             f"{self.name}: {what}", f"T({length})", length, places([*covariant, *contravariant]), False,
             covariant=covariant, contravariant=contravariant, length=length, size=self.c.size,
-            removed=bool(region.entering), written=bool(region.leaving),
+            removed=bool(entering), written=bool(region.leaving),
             gain=None if gain is None else slice_of(self.flow.classes, gain, (), "gain"),
         )  # fmt: skip
 

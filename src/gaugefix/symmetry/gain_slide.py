@@ -148,7 +148,8 @@ def slide(b: Tensor, t: Tensor) -> Tensor:
         x = (low + high) / 2
     gaps = x[:, None] - b  # a Newton step, which also carries derivatives
     others = torch.stack([torch.cat([gaps[:, :i], gaps[:, i + 1 :]], dim=1).prod(1) for i in range(n)])
-    return x - (gaps.prod(1) + c) / others.sum(0)
+    roots: Tensor = x - (gaps.prod(1) + c) / others.sum(0)
+    return roots
 
 
 def _reach(b: Tensor) -> Tensor:
@@ -175,4 +176,5 @@ def _left_null(matrix: Tensor) -> Tensor:
     q = torch.linalg.qr(matrix)[0]
     start = torch.ones(len(matrix), dtype=matrix.dtype) / len(matrix) ** 0.5
     vector = start - q @ (q.T @ start)
-    return vector / vector.norm()
+    unit: Tensor = vector / vector.norm()
+    return unit

@@ -112,6 +112,13 @@ def settle_dims(symmetries: list[Symmetry], shapes: Mapping[str, tuple[int, ...]
     Returns:
         The symmetries with their dimensions, and a note if they could not be settled.
     """
+    alone = [s for s in symmetries if s.independent]
+    symmetries = [s for s in symmetries if not s.independent]
+    settled, note = _settle(symmetries, shapes)
+    return [*settled, *alone], note
+
+
+def _settle(symmetries: list[Symmetry], shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[Symmetry], str | None]:
     if all(isinstance(s, Permutation | Diagonal) for s in symmetries):
         return symmetries, None  # charges are counted exactly already
     if not _countable(symmetries, shapes):

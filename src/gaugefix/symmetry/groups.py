@@ -40,6 +40,7 @@ class Symmetry(ABC):
     isometric: bool
     level: str = "function"
     units: Units | None = None
+    independent: ClassVar[bool] = False  # moves what nothing else moves, so that its dimension is exact
     overlaps: ClassVar[bool] = False  # shares directions with others: listed only where dimensions are counted
 
     @abstractmethod

@@ -64,7 +64,7 @@ class Shift(Symmetry):
         moved = [n for n in self.parameters if n in params]
 
         def act(element: Tensor) -> tuple[Tensor, ...]:
-            new = self.apply(params, element)
+            new = self._moved(params, element, tangent=True)
             return tuple(new[n] - params[n] for n in moved)
 
         units = torch.eye(self._length, dtype=next(iter(params.values())).dtype)
@@ -117,7 +117,8 @@ class Shift(Symmetry):
 def _free(matrix: Tensor) -> Tensor:
     """Orthonormal columns spanning the null space of conditions."""
     values, right = torch.linalg.svd(matrix, full_matrices=True)[1:]
-    return right[int((values > 1e-10 * values[:1]).sum()) :].T
+    free: Tensor = right[int((values > 1e-10 * values[:1]).sum()) :].T
+    return free
 
 
 def _project_sector(full: Tensor, leaves: tuple[Axis, ...], sector: frozenset[Axis]) -> Tensor:
@@ -254,11 +255,12 @@ def _exact(
 ) -> list[Symmetry]:
     """Copies only: one small null space for each sector."""
     flow = action.flow
+    place = {leaf: i for i, leaf in enumerate(names)}
     sectors = dict.fromkeys(
         frozenset(some)
         for s in sources
         for n in range(len(flow.sources[s]), -1, -1)
-        for some in combinations(sorted(flow.sources[s], key=list(names).index), n)
+        for some in combinations(sorted(flow.sources[s], key=place.__getitem__), n)
     )
     solutions: dict[tuple[tuple[Source, float], ...], list[frozenset[Axis]]] = defaultdict(list)
     for sector in sectors:
@@ -272,7 +274,7 @@ def _exact(
             solutions[tuple((s, float(x)) for s, x in zip(columns, vector, strict=True) if x)].append(sector)
     out: list[Symmetry] = []
     for weights, allowed in solutions.items():
-        leaves = tuple(sorted(frozenset().union(*allowed), key=lambda a: list(names).index(a) if a in names else 0))
+        leaves = tuple(sorted(frozenset().union(*allowed), key=lambda a: place.get(a, 0)))
         dim = sum(math.prod(leaf.size - 1 for leaf in sector) for sector in allowed)
         if dim:
             out.append(_shift(action, weights, leaves, tuple(allowed), dim))

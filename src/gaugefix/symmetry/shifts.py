@@ -9,7 +9,7 @@ linear system for the constants, solved sector by sector like the charges.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal, Protocol
@@ -69,10 +69,25 @@ class Condition:
 class TiedReading(Protocol):
     """How a table that is also contracted with data takes a constant that is added to all its rows."""
 
-    table: Value
-    record: Product
-    unseen: bool
-    bias: str | None
+    @property
+    def table(self) -> Value:
+        """The parameter."""
+
+    @property
+    def record(self) -> Product:
+        """Where it is contracted with data."""
+
+    @property
+    def unseen(self) -> bool:
+        """Whether a softmax removes what is added to every output."""
+
+    @property
+    def bias(self) -> str | None:
+        """A bias behind it."""
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Dimensions along which it is looked up."""
 
     def seen(self, params: Params, shift: Tensor) -> Tensor:
         """What the reading sees of it."""
@@ -102,7 +117,7 @@ class ShiftFlow:
     absorbed: dict[Source, Form] = field(default_factory=dict)
     conditions: list[Condition] = field(default_factory=list)
     biased: dict[Product, Operand] = field(default_factory=dict)
-    tied: dict[Value, TiedReading] = field(default_factory=dict)
+    tied: Mapping[Value, TiedReading] = field(default_factory=dict)
     take_up: Callable[[Product, Tensor, Params], tuple[str, Tensor]] | None = None
     _forms: dict[tuple[Value, Cell], Form] = field(default_factory=dict)
     _stochastic: dict[Value, int] = field(default_factory=dict)  # value -> dimension along which it sums to one
@@ -167,7 +182,8 @@ class ShiftFlow:
         """What arrives at a cell of an operand; a parameter that may shift is its own unknown."""
         key = (operand.value, cell)
         if key not in self._forms and operand.value in self._shiftable:
-            hidden = operand.hidden_dims()
+            reading = self.tied.get(operand.value)  # all rows of a tied table shift alike
+            hidden = operand.hidden_dims() | set(() if reading is None else reading.rows)
             slots = [
                 (s, leaf)
                 for s, leaf in self.classes.cells.slots(*key)
@@ -202,9 +218,9 @@ class ShiftFlow:
         names, target = joint.slot_names(i), {name: slot for slot, name in joint.slot_names(0).items()}
         return {
             source: Arrival(
-                a.how,
+                a.how if a.slots <= names.keys() else "wild",  # data choose among numbers that differ
                 a.coefficient * factor,
-                frozenset(target[names[s]] for s in a.slots if names[s] in target),
+                frozenset(target[names[s]] for s in a.slots if names.get(s) in target),
                 a.origin,
             )
             for source, a in form.items()

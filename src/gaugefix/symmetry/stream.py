@@ -220,8 +220,8 @@ def _unread(flow: Flow, c: AxisClass) -> list[Symmetry]:
 def _rotary(classes: Classes, c: AxisClass, names: dict[Axis, str]) -> list[Symmetry]:
     if c.elementwise or c.norms:
         return []
-    order = list(classes.by_leaf)
-    fibers = tuple(sorted(c.fibers, key=order.index))
+    place = {leaf: i for i, leaf in enumerate(classes.by_leaf)} if len(c.fibers) > 1 else {}
+    fibers = tuple(sorted(c.fibers, key=lambda leaf: place.get(leaf, 0)))
     halves: dict[tuple[Value, int, tuple[int, ...]], list[SlotKey]] = defaultdict(list)
     for key, _ in c.slots:
         value, cell, slot = key

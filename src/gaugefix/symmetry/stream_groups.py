@@ -60,6 +60,19 @@ class VectorSymmetry(Symmetry):
 
 
 @dataclass(frozen=True, eq=False)
+class FreeParameter(VectorSymmetry):
+    """A parameter that no operation reads. Elements: what is added to it, flattened."""
+
+    independent = True
+    param: str = ""
+
+    def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
+        """Add."""
+        p = params[self.param]
+        return {**params, self.param: p + element.to(p).reshape(p.shape)}
+
+
+@dataclass(frozen=True, eq=False)
 class MeanShift(VectorSymmetry):
     """W → W + 1vᵀ for weights that write only into centred normalisations. Elements: v, the other entries of W.
 

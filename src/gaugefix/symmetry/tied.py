@@ -33,6 +33,7 @@ class Tied:
         bias: added behind it.
         flow: who makes and reads what.
         place: where it is read.
+        rows: dimensions along which it is looked up.
     """
 
     table: Value
@@ -41,6 +42,7 @@ class Tied:
     bias: str | None
     flow: Flow
     place: Place
+    rows: tuple[int, ...]
 
     def _constraints(self, params: Params) -> tuple[Tensor, Tensor]:
         """Constraints that may be used: with a bias all, else those with α = 0."""
@@ -64,7 +66,8 @@ class Tied:
         """The part of c that is no constraint."""
         c = self._constant(shift)
         basis = torch.linalg.qr(self._constraints(params)[0])[0]
-        return c - basis @ (basis.T @ c)
+        rest: Tensor = c - basis @ (basis.T @ c)
+        return rest
 
     def absorbed(self, params: Params, shift: Tensor) -> Tensor:
         """The constant cᵀy."""
@@ -72,7 +75,8 @@ class Tied:
             return shift.new_zeros(())
         c = self._constant(shift)
         n, alpha = self._constraints(params)
-        return self.place.scale * (torch.linalg.lstsq(n, c[:, None]).solution[:, 0] @ alpha)
+        constant: Tensor = self.place.scale * (torch.linalg.lstsq(n, c[:, None]).solution[:, 0] @ alpha)
+        return constant
 
 
 def find_tied(flow: Flow) -> dict[Value, Tied]:
@@ -108,7 +112,7 @@ def find_tied(flow: Flow) -> dict[Value, Tied]:
         unseen = _ends_in_softmax(flow, *place.out)
         bias = private_bias(flow, record.out, place.blocks()[0])
         if unseen or small:
-            out[table] = Tied(table, record, unseen, bias, flow, place)
+            out[table] = Tied(table, record, unseen, bias, flow, place, place.rows)
     return out
 
 

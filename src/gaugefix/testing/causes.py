@@ -219,6 +219,8 @@ class _Tangents:
         enter = list(dict.fromkeys(n for data in readers.values() for n in data))
         leave = [node for node, data in readers.items() if data]
         wanted = list(dict.fromkeys([*enter, *leave]))
+        if not wanted:  # a linear function of its inputs
+            return {}, {}, {}
         names = list(self.params)
         tangents: dict[fx.Node, list[Tensor]] = {n: [] for n in wanted}
         values: dict[fx.Node, list[Tensor]] = {n: [] for n in wanted}
@@ -238,7 +240,7 @@ class _Tangents:
             for direction in self.hidden:
                 parts = direction.split([p.numel() for p in self.params.values()])
                 step = tuple(d.reshape(p.shape) for d, p in zip(parts, self.params.values(), strict=True))
-                value, tangent = torch.func.jvp(run, tuple(self.params.values()), step)
+                value, tangent = torch.func.jvp(run, tuple(self.params.values()), step)[:2]
                 rows.append(tangent)
             for i, node in enumerate(n for n in wanted if isinstance(n.meta.get("val"), Tensor)):
                 values[node].append(_features(value[i]))
@@ -275,12 +277,12 @@ class _Tangents:
         return out
 
     def _only_size(self, node: fx.Node) -> bool:
-        """Whether a node is a step of a norm that is written out, or only normalised further on: its size is free."""
+        """Whether a node is a step of a norm that is written out, or a norm or softmax removes a part of it."""
         if op_name(node.target) in {"pow", "rsqrt", "sqrt", "reciprocal"}:  # type: ignore[arg-type]
             return True
-        readers = [(r, op_name(r.target) if callable(r.target) else "") for r in node.users]
-        onward = {"mul", "view", "reshape", "to"}
-        return bool(readers) and all("norm" in n or (n in onward and self._only_size(r)) for r, n in readers)
+        return _ends_in(node, "norm", {"mul", "view", "reshape", "to"}) or _ends_in(
+            node, "softmax", {"mul", "div", "add", "masked_fill", "view", "reshape", "to"}
+        )
 
     def _residual(self, node: fx.Node, tangent: Tensor) -> Tensor:
         """What of a tangent is no affine function of the value."""
@@ -349,6 +351,12 @@ class _Keeper(fx.Interpreter):
         return result
 
 
+def _ends_in(node: fx.Node, end: str, onward: set[str]) -> bool:
+    """Whether everything that reads a node is one kind of operation, after some others."""
+    readers = [(r, op_name(r.target) if callable(r.target) else "") for r in node.users]
+    return bool(readers) and all(end in name or (name in onward and _ends_in(r, end, onward)) for r, name in readers)
+
+
 def _features(value: Tensor) -> Tensor:
     """Samples in rows, features in columns: the last dimension, with the heads; or the channels of an image."""
     if value.ndim < 2:
@@ -366,7 +374,8 @@ def _kernel(maps: list[Tensor], hidden: Tensor) -> Tensor:
     for m in maps:
         gram += m @ m.T / m.shape[1]
     values, vectors = torch.linalg.eigh(gram)
-    return vectors[:, values < ZERO**2].T @ hidden
+    kernel: Tensor = vectors[:, values < ZERO**2].T @ hidden
+    return kernel
 
 
 def _beyond(space: Tensor, known: Tensor) -> Tensor:
@@ -376,7 +385,8 @@ def _beyond(space: Tensor, known: Tensor) -> Tensor:
     q = torch.linalg.qr(known.T)[0]
     rest = space - space @ q @ q.T
     _, values, right = torch.linalg.svd(rest, full_matrices=False)
-    return right[values > 1e-6]
+    beyond: Tensor = right[values > 1e-6]
+    return beyond
 
 
 def _module(node: fx.Node) -> str:

@@ -29,6 +29,8 @@ from gaugefix.theory.mirror_plane import critical_decay as critical_decay
 from gaugefix.theory.mirror_plane import growth_rates as growth_rates
 from gaugefix.theory.multiplicative_noise import critical_batch as critical_batch
 from gaugefix.theory.multiplicative_noise import critical_lr_estimate as critical_lr_estimate
+from gaugefix.theory.multiplicative_noise import decay_shift as decay_shift
+from gaugefix.theory.multiplicative_noise import decoupled_decay_threshold as decoupled_decay_threshold
 from gaugefix.theory.multiplicative_noise import escape_steps as escape_steps
 from gaugefix.theory.multiplicative_noise import exponent_root as exponent_root
 from gaugefix.theory.multiplicative_noise import gaussian_regression_exponent as gaussian_regression_exponent
