@@ -4,10 +4,10 @@ What the rows of the language model can show is limited: its weight decays are f
 class of modes counts as right if its rank is the predicted one, no prediction counts as wrong; the hidden layer counts
 as right if it is alive or below its threshold, which is easily met.
 
-Every other row is a class of units of a network that is trained from its initial weights at a multiple of the critical weight
-decay that was forecast before. All seeds are in one row; ``value`` is the share of the runs that did what was foretold.
-The language model reads ``tinyshakespeare.txt`` in the folder of the environment variable GAUGEFIX_DATA and is left out
-without it.
+Every other row is a class of units of a network that is trained from its initial weights at a multiple of the critical
+weight decay that was forecast before. All seeds are in one row; ``value`` is the share of the runs that did what was
+foretold. The language model reads ``tinyshakespeare.txt`` in the folder of the environment variable GAUGEFIX_DATA and
+is left out without it.
 """
 
 from __future__ import annotations
