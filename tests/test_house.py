@@ -25,6 +25,8 @@ ROOMS = [
     {"audit", "run_summary"},
     {"report", "studies"},
     {"inspection"},
+    {"cli_options"},
+    {"cli_change"},
     {"cli"},
     {"__main__"},
 ]

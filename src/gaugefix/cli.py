@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gaugefix import cli_change
+from gaugefix.cli_options import AsJson, DataDir, Seed, Target
 from gaugefix.errors import GaugefixError
 
 FINE, FINDING, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
@@ -27,21 +29,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Target = Annotated[
-    str,
-    typer.Argument(
-        metavar="TARGET",
-        help="What to look at: a built-in task ([bold]digits-mlp[/], digits-mlp-tanh, mnist-mlp), or "
-        "[bold]package.module:factory[/], your own function that returns a gaugefix.Task, or [bold]hf:NAME[/] or "
-        "[bold]hf:FOLDER[/] for transformers models.",
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables.")]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(help="Folder with data files such as mnist.npz.", envvar="GAUGEFIX_DATA", show_default=False),
-]
-Seed = Annotated[int, typer.Option(help="Seed of the initial weights and of the data order.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if there is something to act on.")]
 
 
@@ -269,6 +256,9 @@ def watch(
     else:
         found = follow_run(log, seconds=seconds, console=Console())
     _leave(strict and any(a["severity"] == "act" for a in run_state(found)["advice"]))
+
+
+cli_change.register(app)
 
 
 def _leave(finding: bool) -> None:

@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import pytest
 import torch
 from tests.cases import CASES, Case
 from torch import Tensor, nn
 
 from gaugefix.control.state import write_state
+from gaugefix.symmetry import Symmetries, find_symmetries
 from gaugefix.symmetry.verify import random_parameters
 
+_TWINS = ("-time", "-written", "mlp-silu", "encoder-pre-gelu", "encoder-post-relu", "log-softmax", "gpt2-deep")
+
 #: attention written eighteen ways is one architecture: three of them are enough here
-SELECTED = [c for c in CASES if not (c.name.startswith("attention-") and c.name.count("-") >= 2)] + [
+_SOME = [c for c in CASES if not (c.name.startswith("attention-") and c.name.count("-") >= 2)] + [
     c
     for c in CASES
     if c.name in {"attention-chunk-matmul-bias", "attention-select-sdpa", "attention-unbind-einsum-bias"}
 ]
+
+
+def _is_twin(case: Case) -> bool:
+    return case.name.endswith("-nobias") or any(part in case.name for part in _TWINS)
+
+
+#: for parametrize: architectures that differ from another one in what these transforms do not look at are slow tests
+SELECTED = [c for c in _SOME if not _is_twin(c)]
+ZOO = [pytest.param(c, id=c.name, marks=pytest.mark.slow if _is_twin(c) else ()) for c in _SOME]
+
+
+@functools.cache
+def zoo_symmetries(name: str) -> Symmetries:
+    """What the search finds in a case, searched once."""
+    model, args = zoo_model(next(c for c in CASES if c.name == name))
+    return find_symmetries(model, args, verify=False)
 
 
 def zoo_model(case: Case, seed: int = 0) -> tuple[nn.Module, tuple[Any, ...]]:

@@ -51,9 +51,16 @@ def batches(
         yield x, (x.reshape(len(x), -1)[:, :3]).argmax(1)
 
 
+_FOUND: dict[tuple[str, torch.dtype, tuple[int, ...]], Symmetries] = {}
+
+
 def found(model: nn.Module, *shape: int) -> Symmetries:
+    """The symmetries of a model; searched once for every structure."""
     dtype = next(model.parameters()).dtype
-    return find_symmetries(model, (torch.zeros(2, *shape, dtype=dtype),), verify=False)
+    key = (repr(model), dtype, shape)
+    if key not in _FOUND:
+        _FOUND[key] = find_symmetries(model, (torch.zeros(2, *shape, dtype=dtype),), verify=False)
+    return _FOUND[key]
 
 
 def run(

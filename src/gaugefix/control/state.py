@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from gaugefix.control.statistics import with_statistics
 from gaugefix.errors import ControlError
-from gaugefix.symmetry import Slice, Symmetries, Symmetry, Units, find_symmetries
+from gaugefix.files import write_atomically
+from gaugefix.symmetry import Slice, Symmetries, Symmetry, find_symmetries
 from gaugefix.symmetry.graph import math_attention
-from gaugefix.symmetry.groups import Diagonal, Permutation
 from gaugefix.symmetry.verify import float_outputs, relative_change, to_double
 from gaugefix.task import Task
 
@@ -26,7 +30,7 @@ PRESERVED = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2e-2, tor
 
 @dataclass(frozen=True, eq=False)
 class Function:
-    """What a module computes at example inputs, as a function of its state, in float64 and evaluation mode.
+    """What a module computes at example inputs, as a function of its state: float64, on the CPU, evaluation mode.
 
     Attributes:
         model: a float64 copy.
@@ -52,7 +56,8 @@ class Function:
         Raises:
             ControlError: if the outputs are not finite.
         """
-        lab, inputs = copy.deepcopy(model).double().eval().requires_grad_(False), to_double(args)
+        lab = copy.deepcopy(model).double().cpu().eval().requires_grad_(False)
+        inputs = to_double(pytree.tree_map(lambda a: a.cpu() if isinstance(a, Tensor) else a, args))
         with torch.no_grad(), math_attention():
             reference = float_outputs(lab, {}, inputs, {})
         if not all(bool(torch.isfinite(t).all()) for t in reference):
@@ -72,7 +77,7 @@ class Function:
 
 
 def state_of(model: nn.Module) -> State:
-    """Parameters and floating buffers by name, float64 copies.
+    """Parameters and floating buffers by name, float64 copies on the CPU.
 
     Args:
         model: the module.
@@ -81,7 +86,7 @@ def state_of(model: nn.Module) -> State:
         Tensors that share nothing with the module.
     """
     named = [*model.named_parameters(), *model.named_buffers()]
-    return {n: t.detach().double().clone() for n, t in named if t.is_floating_point()}
+    return {n: t.detach().to("cpu", torch.float64, copy=True) for n, t in named if t.is_floating_point()}
 
 
 def write_state(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -98,10 +103,28 @@ def write_state(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...
     with torch.no_grad():
         for name, target in [*model.named_parameters(), *model.named_buffers()]:
             new = state.get(name)
-            if new is not None and not torch.equal(target.detach().double(), new):
+            if new is not None and not torch.equal(target.detach().double().cpu(), new):
                 target.copy_(new)
                 changed.append(name)
     return tuple(changed)
+
+
+def save_weights(model: nn.Module, path: Path | str) -> Path:
+    """Write parameters and buffers as safetensors; tensors that are shared are written once.
+
+    Args:
+        model: the module.
+        path: of the file.
+
+    Returns:
+        The absolute path.
+    """
+    from safetensors.torch import save_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.safetensors"
+        save_model(model, str(file))
+        return write_atomically(path, file.read_bytes())
 
 
 def as_args(model: nn.Module | Task, example_inputs: Any, caller: str) -> tuple[nn.Module, tuple[Any, ...]]:
@@ -185,61 +208,6 @@ def resolve(
     check_model(module, symmetries, caller)
     found = find_symmetries(module, args, verify=False) if symmetries is None else symmetries
     return module, args, found
-
-
-# running statistics belong to the units they describe
-
-
-def _statistics(model: nn.Module) -> dict[str, tuple[str, str]]:
-    """Running mean and variance of every batch normalisation, by module name."""
-    return {
-        name: (f"{name}.running_mean".lstrip("."), f"{name}.running_var".lstrip("."))
-        for name, m in model.named_modules()
-        if isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None
-    }
-
-
-def units_with_statistics(units: Units, model: nn.Module) -> Units:
-    """A class together with the running statistics of the normalisations whose gains it has.
-
-    Args:
-        units: the class.
-        model: the module.
-
-    Returns:
-        The class with a "gain" slice for each running mean and variance.
-    """
-    found, extra = _statistics(model), {}
-    for s in units.gains:
-        for name in found.get(s.param.rpartition(".")[0], ()):
-            extra[name] = Slice(name, 0, s.index, "gain")
-    return replace(units, slices=(*units.slices, *extra.values())) if extra else units
-
-
-def with_statistics(symmetry: Symmetry, model: nn.Module) -> Symmetry:
-    """A permutation or sign flip that also moves the running statistics of batch normalisation.
-
-    A running mean changes sign where gain and bias of the normalisation have unlike charges: then its input does.
-
-    Args:
-        symmetry: any symmetry.
-        model: the module.
-
-    Returns:
-        The symmetry of the function in evaluation mode; others are returned as they are.
-    """
-    if isinstance(symmetry, Permutation) and symmetry.units is not None:
-        return replace(symmetry, units=units_with_statistics(symmetry.units, model))
-    if isinstance(symmetry, Diagonal) and symmetry.kind == "sign":
-        charge = {(s.param, s.dim): q for s, q in symmetry.charges}
-        extra: list[tuple[Slice, float]] = []
-        for name, (mean, _) in _statistics(model).items():
-            gain = next((s for s, _ in symmetry.charges if s.param in {f"{name}.weight", f"{name}.bias"}), None)
-            odd = sum(charge.get((f"{name}.{leaf}", 0), 0.0) for leaf in ("weight", "bias")) % 2
-            if gain is not None and odd:
-                extra.append((Slice(mean, 0, gain.index, "gain"), 1.0))
-        return replace(symmetry, charges=(*symmetry.charges, *extra)) if extra else symmetry
-    return symmetry
 
 
 def exact_symmetries(

@@ -40,6 +40,8 @@ from gaugefix.measure.equipartition import matrix_equipartition as matrix_equipa
 from gaugefix.measure.extremes import HessianExtremes as HessianExtremes
 from gaugefix.measure.extremes import hessian_extremes as hessian_extremes
 from gaugefix.measure.extremes import lambda_min as lambda_min
+from gaugefix.measure.ghost_blocks import GhostBlock as GhostBlock
+from gaugefix.measure.ghost_blocks import ghost_block as ghost_block
 from gaugefix.measure.ghosts import Birth as Birth
 from gaugefix.measure.ghosts import CollapsedClass as CollapsedClass
 from gaugefix.measure.ghosts import Drives as Drives
@@ -60,6 +62,9 @@ from gaugefix.measure.irreversibility import echo_test as echo_test
 from gaugefix.measure.irreversibility import irreversibility as irreversibility
 from gaugefix.measure.layer_balance import LayerBalance as LayerBalance
 from gaugefix.measure.layer_balance import stationarity_residual as stationarity_residual
+from gaugefix.measure.modes import ProductModes as ProductModes
+from gaugefix.measure.modes import product_modes as product_modes
+from gaugefix.measure.modes import two_sides as two_sides
 from gaugefix.measure.noether import NoetherCharge as NoetherCharge
 from gaugefix.measure.noether import NoetherLaw as NoetherLaw
 from gaugefix.measure.noether import NoiseEquilibrium as NoiseEquilibrium

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy as copying
-import dataclasses
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
-from gaugefix.measure.classes import to_dtype
+from gaugefix.measure.classes import single_precision_copy
 from gaugefix.measure.eigenpairs import extreme_eigenpairs
 from gaugefix.measure.ghost_model import GhostModel
 from gaugefix.measure.records import Record
@@ -240,15 +237,17 @@ def _ascent(copy: Task, units: Units, max_samples: int, seed: int, near: np.ndar
     fiber = 0
     for f in range(units.fibers):
         starts = _starts(copy, units, f, len(w), seed) if near is None else near[None]
-        found = ascend(
-            lambda rows, f=f: _pull(model, rows, f, w, u)[:2], starts, max_iter=_MAX_ITER, tolerance=_GAIN
-        )  # fmt: skip
+
+        def pull(rows: np.ndarray, at: int = f) -> tuple[np.ndarray, np.ndarray]:
+            return _pull(model, rows, at, w, u)[:2]
+
+        found = ascend(pull, starts, max_iter=_MAX_ITER, tolerance=_GAIN)
         if best is None or found.value > best.value:
             best, fiber = found, f
     assert best is not None
-    value, _, pull = _pull(model, best.direction[None], fiber, w, u)
+    value, _, outgoing = _pull(model, best.direction[None], fiber, w, u)
     z = np.zeros(model.shape[2])
-    z[w], z[u] = best.direction, pull[0] / max(float(value[0]), 1e-300)
+    z[w], z[u] = best.direction, outgoing[0] / max(float(value[0]), 1e-300)
     return GhostBlock(
         best.value, np.zeros((units.fibers, 0)), fiber, z / 2**0.5, 1, True, best.residual, best.converged,
         "ascent", incoming=best.direction, model=model,
@@ -282,30 +281,6 @@ def _pull(
     return values, gradient.double().cpu().numpy(), (-pull).detach().double().cpu().numpy()
 
 
-def unsuitable(units: Units, params: dict[str, Tensor]) -> str:
-    """Why a ghost of a class makes no sense, before any model is built; "" if it does.
-
-    Args:
-        units: the class.
-        params: parameters by name, with their ``requires_grad``.
-
-    Returns:
-        The reason.
-    """
-    if any(s.param not in params for s in units.slices):
-        return "a slice belongs to no parameter of this model"
-    frozen = [s.param for s in units.slices if not params[s.param].requires_grad]
-    if frozen:
-        return f"{frozen[0]!r} is frozen: neither trained nor decayed"
-    if not units.incoming:
-        return "no incoming slice"
-    if not units.outgoing and "linear" not in units.flags:
-        return "no outgoing slice"
-    if any(s.index.shape[2] > 1 for s in units.incoming):
-        return "units are whole blocks of parameters (heads): see the classes inside them"
-    return ""
-
-
 def quick_precision(copy: Task) -> Task:
     """A copy in single precision if it has convolutions, whose second derivatives are 40 times slower in double.
 
@@ -317,6 +292,4 @@ def quick_precision(copy: Task) -> Task:
     """
     if not any(isinstance(m, _ConvNd) for m in copy.model.modules()):
         return copy
-    model = copying.deepcopy(copy.model).to(torch.float32)
-    batches = [to_dtype(b, torch.float32) for b in copy.batch_iter()]
-    return dataclasses.replace(copy, model=model, batches=lambda: batches)
+    return single_precision_copy(copy)

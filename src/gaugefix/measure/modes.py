@@ -1,8 +1,8 @@
 """Classes between two linear maps: only the product M = AᵀB counts, and its singular modes are what lives and dies.
 
-With weight decay on both factors the penalty on M is the nuclear norm, λ‖M‖_* (arXiv 2309.16932, rotation symmetry; arXiv
-2210.01212). At a stationary point σ_i(G) = λ on the live modes of G = −∂L/∂M and σ_i(G) ≤ λ on the others, so the rank
-of M is the number of σ_i(G) at λ.
+With weight decay on both factors the penalty on M is the nuclear norm, λ‖M‖_* (arXiv 2309.16932, rotation symmetry;
+arXiv 2210.01212). At a stationary point σ_i(G) = λ on the live modes of G = −∂L/∂M and σ_i(G) ≤ λ on the others, so
+the rank of M is the number of σ_i(G) at λ.
 """
 
 from __future__ import annotations
@@ -24,17 +24,20 @@ from gaugefix.symmetry import Slice, Symmetries, Units
 from gaugefix.symmetry.groups import Rotation
 from gaugefix.task import Task
 
+#: a tenth of the size of a freshly initialised mode: a class of smaller ones is dead, not merely small
+_REFERENCE = 0.05
 Sides = tuple[tuple[Slice, ...], tuple[Slice, ...]]
 
 
 @dataclass(frozen=True, eq=False)
 class ProductModes(Record):
-    """The singular modes of the product of every fiber of a linear class (r = modes of one fiber).
+    """The singular modes of the product of every fiber of a linear class (r = size of the class).
 
     Attributes:
         values: ``(fibers, r)`` singular values of M, descending.
         drives: ``(fibers, r)`` p_iᵀ G q_i of every live mode, λ at a stationary point; nan for dead ones.
-        live: ``(fibers, r)`` modes of size √σ at least ``tolerance`` of the largest one of the class.
+        live: ``(fibers, r)`` modes of size √σ at least ``tolerance`` of the largest one of the class
+            (or of 0.05, a tenth of a fresh one).
     """
 
     values: np.ndarray
@@ -97,9 +100,11 @@ def product_modes(
         # q = Bᵀc, so that G q = −(∂L/∂A)ᵀ c
         c = np.linalg.pinv(fb.T, rcond=1e-10) @ q
         drives.append(np.einsum("di,di->i", p, -fs.T @ c))
-    sizes = np.sqrt(np.stack(values))
-    live = sizes >= tolerance * max(float(sizes.max(initial=0.0)), 1e-3)
-    return ProductModes(np.stack(values), np.where(live, np.stack(drives), np.nan), live)
+    padding = [(0, 0), (0, units.size - len(values[0]))]
+    spectrum = np.pad(np.stack(values), padding)
+    sizes = np.sqrt(spectrum)
+    live = sizes >= tolerance * max(float(sizes.max(initial=0.0)), _REFERENCE)
+    return ProductModes(spectrum, np.where(live, np.pad(np.stack(drives), padding), np.nan), live)
 
 
 def dead_mode_block(
@@ -123,22 +128,25 @@ def dead_mode_block(
     model = copying.deepcopy(copy.model)
     params = dict(model.named_parameters())
     a, b = (_factor(params, units, side) for side in sides)
-    turned, values = ([], []), []
+    turned: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    values = []
     for fa, fb in zip(a, b, strict=True):
         p, s, q = _modes(fa, fb)
         values.append(s)
-        for out, side in zip(turned, (p, q), strict=True):
-            out.append(_padded((side * np.sqrt(s)).T, units.size))
+        for out, vectors in zip(turned, (p, q), strict=True):
+            out.append(_padded((vectors * np.sqrt(s)).T, units.size))
     sizes = np.sqrt(np.stack(values))
     full = sizes.shape[1] == units.size
-    dead = sizes[:, -1] < DEFAULT_TOLERANCE * max(float(sizes.max()), 1e-3) if full else np.ones(units.fibers, bool)
+    dead = (
+        sizes[:, -1] < DEFAULT_TOLERANCE * max(float(sizes.max()), _REFERENCE) if full else np.ones(units.fibers, bool)
+    )
     if not dead.any():
         return None
     for rows, side in zip(turned, sides, strict=True):
         block = np.stack(rows)
         block[dead, -1] = 0.0
         _store(params, units, side, block)
-    ghosts = [s.only(f, [units.size - 1]) for f in np.flatnonzero(dead) for s in (*sides[0], *sides[1])]
+    ghosts = [s.only(int(f), [units.size - 1]) for f in np.flatnonzero(dead) for s in (*sides[0], *sides[1])]
     merged = _stack(ghosts, int(dead.sum()))
     one = GhostModel(dataclasses.replace(copy, model=model), model, merged, max_samples=max_samples)
     found = dense_block(one, one, seed, "dead modes")

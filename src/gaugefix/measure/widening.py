@@ -42,6 +42,30 @@ def residual_stream(units: Units) -> bool:
     return units.kind == "residual" or "normalised" in units.flags
 
 
+def unsuitable(units: Units, params: dict[str, Tensor]) -> str:
+    """Why a ghost of a class makes no sense, before any model is built; "" if it does.
+
+    Args:
+        units: the class.
+        params: parameters by name, with their ``requires_grad``.
+
+    Returns:
+        The reason.
+    """
+    if any(s.param not in params for s in units.slices):
+        return "a slice belongs to no parameter of this model"
+    frozen = [s.param for s in units.slices if not params[s.param].requires_grad]
+    if frozen:
+        return f"{frozen[0]!r} is frozen: neither trained nor decayed"
+    if not units.incoming:
+        return "no incoming slice"
+    if not units.outgoing and "linear" not in units.flags:
+        return "no outgoing slice"
+    if any(s.index.shape[2] > 1 for s in units.incoming):
+        return "units are whole blocks of parameters (heads): see the classes inside them"
+    return ""
+
+
 def widened_copy(model: nn.Module, units: Units, n: int) -> Wide:
     """A deep copy of a model with ``n`` more units of zero size in every fiber of a class.
 
@@ -58,7 +82,7 @@ def widened_copy(model: nn.Module, units: Units, n: int) -> Wide:
     Raises:
         MeasurementError: if the class cannot be widened: residual streams, tied parameters, grouped convolutions,
             modules with the size built in.
-    """
+    """  # noqa: DOC502
     _refuse(model, units)
     shapes = {k: tuple(p.shape) for k, p in model.named_parameters()}
     growth = grow_units(units, shapes, n)
@@ -137,7 +161,7 @@ def _resize(model: nn.Module, owner: str, module: nn.Module, growth: Growth, par
                     setattr(module, name, growth.apply(param, value, fill))
             module.num_features = len(module.weight)
     elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # of transformers
-        module.nx, module.nf = (int(k) for k in module.weight.shape)  # type: ignore[assignment, union-attr, operator]
+        module.nx, module.nf = (int(k) for k in module.weight.shape)  # type: ignore[assignment, union-attr]
     else:
         return False
     return True

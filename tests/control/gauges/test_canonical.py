@@ -7,18 +7,18 @@ import copy
 import pytest
 import torch
 from tests.cases import Case, numbers
-from tests.control.zoo import SELECTED, evaluate, relative, zoo_model
+from tests.control.zoo import SELECTED, ZOO, evaluate, relative, zoo_model, zoo_symmetries
 from torch import nn
 
 from gaugefix.control import canonicalize
-from gaugefix.control.state import state_of, with_statistics, write_state
-from gaugefix.symmetry import find_symmetries
+from gaugefix.control.state import state_of, write_state
+from gaugefix.control.statistics import with_statistics
 
 
-@pytest.mark.parametrize("case", SELECTED, ids=str)
+@pytest.mark.parametrize("case", ZOO)
 def test_the_orbit_has_one_canonical_form(case: Case) -> None:
     model, args = zoo_model(case)
-    found = find_symmetries(model, args, verify=False)
+    found = zoo_symmetries(case.name)
     first = canonicalize(model, found, example_inputs=args)
     assert first.error < 1e-12
     assert first.converged
@@ -38,7 +38,7 @@ def test_the_orbit_has_one_canonical_form(case: Case) -> None:
 def test_every_symmetry_is_either_fixed_or_left_with_a_reason() -> None:
     for case in SELECTED[::6]:
         model, args = zoo_model(case)
-        found = find_symmetries(model, args, verify=False)
+        found = zoo_symmetries(case.name)
         form = canonicalize(model, found, example_inputs=args)
         assert set(form.groups) | set(form.left) == {s.name for s in found}
         assert not set(form.groups) & set(form.left)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ class Balanced:
         sweeps: passes over the groups.
         converged: whether the residual is below 1e-10.
         unbounded: units or directions with one side at zero, for which no balanced point exists; they are left alone.
+        elements: what was applied, by name of the group: log-scales, or matrices (nan where a fiber lost directions).
     """
 
     state: State
@@ -35,6 +36,7 @@ class Balanced:
     sweeps: int
     converged: bool
     unbounded: int
+    elements: dict[str, Tensor] = field(default_factory=dict)
 
 
 def why_not_balanced(symmetry: Symmetry, state: State) -> str:
@@ -90,19 +92,24 @@ def balance_norms(
     if not groups:
         return Balanced(dict(state), 0.0, 0, True, 0)
     residual, unbounded, sweep = 0.0, 0, 0
+    elements: dict[str, Tensor] = {}
     while sweep < max_sweeps:
         sweep += 1
         residual, unbounded = 0.0, 0
         for group in groups:
             if isinstance(group, Diagonal):
-                state, left, idle = _rescale(state, group, weights or {})
+                state, c, left, idle = _rescale(state, group, weights or {})
+                elements[group.name] = elements[group.name] + c if group.name in elements else c
             else:
                 assert isinstance(group, Rotation)
+                before = stacked(state, group, 1, weights or {})
                 state, _, left, idle = rotate_fibers(state, group, weights or {}, principal=principal)
+                maps = _maps(before, stacked(state, group, 1, weights or {}))
+                elements[group.name] = maps @ elements[group.name] if group.name in elements else maps
             residual, unbounded = max(residual, left), unbounded + idle
         if residual < 1e-13:
             break
-    return Balanced(state, residual, sweep, residual < 1e-10, unbounded)
+    return Balanced(state, residual, sweep, residual < 1e-10, unbounded, elements)
 
 
 def side_energies(tensors: Mapping[str, Tensor], group: Diagonal, weights: Weights) -> dict[float, Tensor]:
@@ -148,7 +155,7 @@ def best_scale(energies: Mapping[float, Tensor]) -> tuple[Tensor, Tensor]:
     return c, idle
 
 
-def _rescale(state: State, group: Diagonal, weights: Weights) -> tuple[State, float, int]:
+def _rescale(state: State, group: Diagonal, weights: Weights) -> tuple[State, Tensor, float, int]:
     energies = side_energies(state, group, weights)
     c, idle = best_scale(energies)
     c = group._centre(c)
@@ -159,14 +166,21 @@ def _rescale(state: State, group: Diagonal, weights: Weights) -> tuple[State, fl
     else:
         residual = float(torch.where(idle, 0.0, forces.abs() / total.clamp_min(1e-300)).max())
     if residual < _ROUNDING:
-        return state, residual, int(idle.sum())
+        return state, torch.zeros_like(c), residual, int(idle.sum())
     before = _energy(state, group, weights)
     for _ in range(30):  # units may share entries (a square weight on its own axis): then a full step overshoots
         moved = group.apply(state, c)
         if _energy(moved, group, weights) <= before * (1 + 1e-15):
-            return moved, residual, int(idle.sum())
+            return moved, c, residual, int(idle.sum())
         c = c / 2
-    return state, residual, int(idle.sum())
+    return state, torch.zeros_like(c), residual, int(idle.sum())
+
+
+def _maps(before: Tensor, after: Tensor) -> Tensor:
+    """The matrices with after = A·before, ``(fibers, n, n)``; nan where ``before`` or ``after`` is singular."""
+    maps = after @ torch.linalg.pinv(before)
+    whole = torch.linalg.matrix_rank(maps) == maps.shape[1]
+    return torch.where(whole[:, None, None], maps, torch.nan)
 
 
 def _energy(state: State, group: Diagonal, weights: Weights) -> float:

@@ -73,7 +73,7 @@ def _gradients(task: Task, max_batches: int, seed: int) -> list[State]:
         found = torch.autograd.grad(loss, list(params.values()), allow_unused=True, materialize_grads=True)
         if not all(bool(torch.isfinite(g).all()) for g in found):
             raise ControlError(f"rebalance_: a gradient of task {task.name!r} is not finite.")
-        out.append({n: g.detach().double() for n, g in zip(params, found, strict=True)})
+        out.append({n: g.detach().double().cpu() for n, g in zip(params, found, strict=True)})
         if len(out) == max_batches:
             break
     return out

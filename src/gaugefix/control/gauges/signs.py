@@ -47,19 +47,35 @@ def fix_signs(state: State, groups: Sequence[SignGroup]) -> State:
     Returns:
         The state with signs fixed.
     """
+    for group, signs in zip(groups, best_signs(state, groups), strict=True):
+        state = flip(state, group, signs)
+    return dict(state)
+
+
+def best_signs(state: State, groups: Sequence[SignGroup]) -> list[Tensor]:
+    """The flips of `fix_signs`.
+
+    Args:
+        state: all tensors, or their products with those of another network that is to be matched.
+        groups: sign flips, and rotation classes in their principal axes.
+
+    Returns:
+        ±1 for every unit of every group.
+    """
     if not groups:
-        return dict(state)
+        return []
     starts = np.cumsum([0, *(int(np.prod(odd_slices(g)[0].index.shape[:2])) for g in groups)])
     magnitude, negative, bits = _entries(state, groups, starts)
     rows, parity = _eliminate(magnitude, negative, bits, int(starts[-1]))
     flips = np.zeros(int(starts[-1]))
     for pivot in rows:
         flips[pivot] = parity[pivot]
+    out = []
     for g, start in zip(groups, starts, strict=False):
         shape = odd_slices(g)[0].index.shape[:2]
         part = flips[start : start + int(np.prod(shape))]
-        state = flip(state, g, torch.from_numpy(1 - 2 * part.reshape(shape)))
-    return state
+        out.append(torch.from_numpy(1 - 2 * part.reshape(shape)))
+    return out
 
 
 def _entries(
