@@ -16,8 +16,9 @@ LONG = {  # "id claim" of claims that take more than a few seconds
     f"2308.06671 {claim}" for claim in ("stationary-law", "distribution", "collapse", "collapse-rate")
 }
 LONG |= {f"forecast {claim}" for claim in ("drives", "certificate", "rank")}
-LONG |= {f"2210.01212 {claim}" for claim in ("lasso", "sign-trap", "decoupled-decay", "network-zeros", "subgradient")}
-LONG |= {"2309.16932 constraints", "2408.15495 network-rank", "2408.15495 network-accuracy"}
+LONG |= {f"2210.01212 {claim}" for claim in ("lasso", "support", "sign-trap", "decoupled-decay")}
+LONG |= {"2210.01212 network-zeros", "2210.01212 subgradient", "2309.16932 constraints"}
+LONG |= {"2408.15495 network-rank", "2408.15495 network-accuracy"}
 
 CLAIMS = [
     pytest.param(

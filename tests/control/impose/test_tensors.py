@@ -66,6 +66,7 @@ def test_the_function_is_unchanged_and_the_tensor_plain_again_after_collapse(nam
     assert torch.allclose(model(x), before, rtol=0, atol=1e-14)
     assert list(model.state_dict()) == keys or set(model.state_dict()) == set(keys)
     assert type(model[0]) is nn.Linear
+    assert all(p.requires_grad and p.is_leaf and isinstance(p, nn.Parameter) for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", VERBS)
@@ -260,7 +261,18 @@ def test_bad_input_is_refused_and_changes_nothing(prepare, verb, message, model)
     assert all(torch.equal(after[k], before[k]) or after[k].isnan().any() for k in before)
 
 
+@pytest.mark.parametrize("name", ["sparse", "rank", "tied"])
+def test_single_precision_keeps_the_function_to_rounding(name):
+    model = nn.Sequential(nn.Linear(64, 32))
+    weight = model[0].weight.detach().clone()
+    VERBS[name](model, 0.1)
+    rounding = torch.finfo(torch.float32).eps * float(torch.linalg.matrix_norm(weight, 2))  # of a product of factors
+    assert float((model[0].weight - weight).detach().abs().max()) < 2 * rounding
+
+
 def test_integers_and_recurrent_layers_are_refused():
+    with pytest.raises(ControlError, match="meta"):
+        impose.sparse(nn.Linear(3, 4, device="meta"), "weight", strength=0.1)
     module = nn.Module()
     module.table = nn.Parameter(torch.zeros(3, dtype=torch.int64), requires_grad=False)
     with pytest.raises(ControlError, match="int64"):

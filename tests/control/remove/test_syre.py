@@ -162,6 +162,12 @@ def test_checkpoint(data):
     assert torch.equal(fresh.pull("0.weight"), syre.pull("0.weight"))
     with pytest.raises(ControlError, match="'cuda'"):
         fresh.load_state_dict({**syre.state_dict(), "device": "cuda"})
+    kept = SyreDecay(net(), 0.3, sigma0=0.2, seed=12, store=True)
+    fresh.load_state_dict({**kept.state_dict(), "device": "cuda"})
+    assert fresh.store
+    assert torch.equal(fresh.anchor("0.weight"), SyreDecay(net(), 0.3, sigma0=0.2, seed=12).anchor("0.weight"))
+    kept.params["0.weight"].data = kept.params["0.weight"].data.float()
+    assert kept.anchor("0.weight").dtype == torch.float32
 
 
 def test_gradients_that_are_still_scaled_are_refused(data):

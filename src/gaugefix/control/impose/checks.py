@@ -28,7 +28,9 @@ def check_spread(spread: float) -> float:
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
-    """No NaN, no infinity."""
+    """Values, none of them NaN or infinite."""
+    if tensor.is_meta:
+        raise ControlError(f"{name!r} is on the meta device and has no values to split into factors.")
     if not bool(torch.isfinite(tensor).all()):
         raise ControlError(f"{name!r} has entries that are not finite, and those have no factors.")
 

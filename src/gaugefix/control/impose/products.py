@@ -72,7 +72,7 @@ class RankFactors(Factorised):
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Scaled singular vectors of the best approximation of this rank."""
-        exact = weight.flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
+        exact = weight.flatten(1).double()  # once, so that the function stays to the precision of the weights
         left, sizes, right = torch.linalg.svd(exact, full_matrices=False)
         left, sizes, right = left[:, : self.rank], sizes[: self.rank], right[: self.rank]
         scale = positive_factor(sizes, self.spread)

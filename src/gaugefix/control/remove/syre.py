@@ -93,6 +93,8 @@ class SyreDecay(AnchoredDecay):
         self.sigma0, self.sigma_d, self.seed, self.absolute, self.store = sigma0, sigma_d, seed, absolute, store
         self._fan_in = fan_ins(self.params.items())
         self._kept: dict[str, Tensor] = {}
+        if store:
+            self._kept = dict(self.anchors())
 
     def _generator(self, name: str, purpose: str) -> torch.Generator:
         """A source of randomness that depends on the seed and the name, not on the order of the parameters."""
@@ -108,13 +110,12 @@ class SyreDecay(AnchoredDecay):
         Returns:
             A tensor in its shape.
         """
-        if name in self._kept:
-            return self._kept[name]
         p = self.params[name]
+        if name in self._kept:
+            self._kept[name] = self._kept[name].to(p)
+            return self._kept[name]
         drawn = torch.randn(p.shape, generator=self._generator(name, "point"), dtype=p.dtype, device=p.device)
         point: Tensor = drawn * (self.sigma0 if self.absolute else self.sigma0 / math.sqrt(self._fan_in[name]))
-        if self.store:
-            self._kept[name] = point
         return point
 
     def metric(self, name: str) -> Tensor | None:
@@ -195,14 +196,16 @@ class SyreDecay(AnchoredDecay):
         return {name: self.params[name].detach() for name in mirror.parameters}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs to go on with the same point: plain numbers, and the kind of device it is drawn on.
+        """What a checkpoint needs to go on with the same point.
 
         Returns:
-            JSON types.
+            Plain numbers and the kind of device that the point is drawn on; with ``store=True`` also the point, under
+            the key "anchors".
         """
         device = next(iter(self.params.values())).device.type
         keys = ("weight_decay", "sigma0", "sigma_d", "seed", "absolute")
-        return {key: getattr(self, key) for key in keys} | {"device": device}
+        state = {key: getattr(self, key) for key in keys} | {"device": device}
+        return state | {"anchors": dict(self._kept)} if self.store else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the point of a checkpoint.
@@ -214,12 +217,13 @@ class SyreDecay(AnchoredDecay):
             ControlError: if the point was drawn on another kind of device, where the numbers of a seed differ.
         """
         device = next(iter(self.params.values())).device.type
-        if state["device"] != device:
+        if state["device"] != device and ("anchors" not in state or state["sigma_d"]):
             raise ControlError(
                 f"The point was drawn on {state['device']!r} and the parameters are on {device!r}, where the same "
                 f"seed gives "
-                "other numbers. Make it with store=True on the old device and move the model then."
+                "other numbers. Made with store=True (and sigma_d=0) a checkpoint holds the point itself."
             )
         for key in ("weight_decay", "sigma0", "sigma_d", "seed", "absolute"):
             setattr(self, key, state[key])
-        self._kept.clear()
+        self._kept = dict(state.get("anchors", {}))
+        self.store = bool(self._kept)
