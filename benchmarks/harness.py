@@ -32,7 +32,7 @@ class Row:
     Attributes:
         name: what was measured.
         value: the figure.
-        unit: "s", "MB" or "×" (a ratio).
+        unit: "s", "MB", "%", "×" (a ratio), or "" for a plain number.
         target: the largest value that is good enough, if there is one.
         repeats: over how many the minimum was taken.
         note: what a reader must know to judge it.

@@ -122,7 +122,10 @@ class TestAudit:
         assert found.extra["flat_directions"]["flat"] == found.extra["flat_directions"]["found"] == 6 + 4
         assert found.notes == ()
         assert found.extra["lowest_curvature"]["residual"] < 1e-3
-        assert any("not in this release" in line for line in found.skipped)
+        assert found.full is not None
+        for part in (found.full.lyapunov, found.full.entropy, found.full.alignment, found.full.unit_noise):
+            assert part
+        assert [len(u.incoming) for u in found.full.unit_noise or ()] == [6, 4]
 
     def test_unknown_level(self) -> None:
         with pytest.raises(MeasurementError, match="level must be 'quick' or 'full', got 'deep'"):

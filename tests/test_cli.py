@@ -65,6 +65,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def write_log(path: Path) -> None:
+    """The log of a run in which one unit died; the run goes on."""
+    lines: list[dict[str, object]] = [
+        {"type": "run", "step": 0, "classes": [{"name": "0", "title": "0", "units": 8}], "parameters": 51},
+        {"type": "row", "step": 0, "values": {"0/live": 8, "loss": 1.1}},
+        {"type": "row", "step": 50, "values": {"0/live": 7, "loss": 0.3}},
+        {"type": "event", "step": 50, "kind": "unit died", "where": "0", "value": 0.01, "units": [3],
+         "message": "unit 3 of 0 died; 7 of 8 are alive."},
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
 def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
     """The console script in this process; its exit code."""
     monkeypatch.setattr(sys, "argv", ["gaugefix", *arguments])
@@ -139,6 +151,8 @@ class TestUserErrors:
             (("symmetries", "nope"), "Unknown task"),
             (("reproduce", "0000.00000"), "0000.00000"),
             (("cite", "0000.00000"), "0000.00000"),
+            (("watch", "absent.jsonl"), "Cannot read absent.jsonl: No such file"),
+            (("watch", "my_task.py", "--once"), "my_task.py is not the log of a monitor"),
         ],
     )
     def test_one_line_and_exit_code_2(
@@ -249,11 +263,45 @@ class TestOtherCommands:
         assert json.loads(capsys.readouterr().out) == {"worst": None}
         assert (asked["paper"], asked["seeds"], asked["full"], asked["out"]) == ("2309.16932", 5, False, None)
 
+    def test_watch_once(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write_log(folder / "run.jsonl")
+        assert run("watch", "run.jsonl", "--once", monkeypatch=monkeypatch) == 0
+        out = capsys.readouterr().out
+        assert "7/8" in out
+        assert "unit 3 of 0 died" in out
+        assert run("watch", "run.jsonl", "--json", monkeypatch=monkeypatch) == 0
+        state = json.loads(capsys.readouterr().out)
+        assert (state["step"], state["finished"], state["values"]["0/live"]) == (50, False, 7)
+        assert state["advice"][0]["finding"] == "1 of 8 units of 0 died during the run."
+
+    @pytest.mark.parametrize(("severity", "code"), [("act", 1), ("watch", 0)])
+    def test_watch_leaves_with_the_run(
+        self,
+        folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        severity: str,
+        code: int,
+    ) -> None:
+        write_log(folder / "run.jsonl")
+        advice = {"severity": severity, "where": "0", "finding": "F.", "evidence": "E.", "action": "A."}
+
+        def sleep(seconds: float) -> None:  # while the view sleeps, the run ends
+            assert seconds == 0.5
+            with (folder / "run.jsonl").open("a") as file:
+                file.write(json.dumps({"type": "summary", "advice": [advice]}) + "\n")
+
+        monkeypatch.setattr("gaugefix.report.run_console.time.sleep", sleep)
+        assert run("watch", "run.jsonl", "--seconds", "0.5", "--strict", monkeypatch=monkeypatch) == code
+        assert "→ A." in capsys.readouterr().out
+
     def test_version(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("--version", monkeypatch=monkeypatch) == 0
         assert capsys.readouterr().out == f"gaugefix {gaugefix.__version__}\n"
 
-    @pytest.mark.parametrize("command", ["audit", "symmetries", "reproduce", "papers", "cite"])
+    @pytest.mark.parametrize("command", ["audit", "symmetries", "reproduce", "papers", "cite", "watch"])
     def test_every_help_has_an_example(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
     ) -> None:

@@ -34,6 +34,11 @@ class Odd(nn.Module):
     def forward(self, x):
         return self.b(torch.sort(self.a(x), dim=1)[0])
 
+def make_tuned():
+    task = make()
+    task.model[0].requires_grad_(False)
+    return task
+
 def make_odd():
     import dataclasses
     return dataclasses.replace(make(), model=Odd())
@@ -151,3 +156,11 @@ class TestReports:
         assert not re.search(r"(src|href)=\"(?!data:|#)", page)
         assert "S<sub>6</sub>" in page
         assert "11 directions" in page
+
+
+def test_trainable_only_keeps_frozen_parameters_fixed(module: str) -> None:
+    whole = inspect_symmetries(f"{module}:make_tuned", complete=True)
+    tuned = inspect_symmetries(f"{module}:make_tuned", complete=True, trainable_only=True)
+    assert (whole["flat_dim"], tuned["flat_dim"]) == (11, 5)
+    assert not any("0.weight" in axis for block in tuned["symmetries"] for axis in block["axes"])
+    assert "frozen parameters" in text(tuned)

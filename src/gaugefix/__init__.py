@@ -1,9 +1,10 @@
 """gaugefix: find the symmetries of a network, see what they did, predict what they will do, use or remove them.
 
 The names below are the public face; everything else is in the rooms: `gaugefix.symmetry`, `gaugefix.theory`,
-`gaugefix.measure`, `gaugefix.forecast`, `gaugefix.report`, `gaugefix.studies`. Two verbs share their name with the room
-they live in. On the package the verb wins, ``gaugefix.audit(task)`` and ``gaugefix.forecast(task, symmetries)`` are
-functions; the rest of the room is reached by ``from gaugefix.forecast import ClassForecast``.
+`gaugefix.measure`, `gaugefix.forecast`, `gaugefix.monitor`, `gaugefix.report`, `gaugefix.studies`. Two verbs share
+their name with the room they live in. On the package the verb wins, ``gaugefix.audit(task)`` and
+``gaugefix.forecast(task, symmetries)`` are functions; the rest of the room is reached by
+``from gaugefix.forecast import ClassForecast``.
 """
 
 from gaugefix.audit import Audit as Audit
@@ -15,6 +16,7 @@ from gaugefix.forecast import Forecast as Forecast
 from gaugefix.forecast import certificate as certificate
 from gaugefix.forecast import critical_weight_decay as critical_weight_decay
 from gaugefix.forecast import forecast as forecast
+from gaugefix.monitor import Monitor as Monitor
 from gaugefix.studies import cite as cite
 from gaugefix.studies import papers as papers
 from gaugefix.studies import reproduce as reproduce

@@ -5,7 +5,7 @@ One function per diagnosis. Each takes one record and yields what it has to say;
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -85,7 +85,19 @@ def advise(
         out += _unbalanced(item_balance)
     out += _noisy(noise)
     out += _unseen(symmetries)
-    return tuple(sorted(out, key=lambda a: _RANK[a.severity]))
+    return rank_advice(out)
+
+
+def rank_advice(advice: Iterable[Advice]) -> tuple[Advice, ...]:
+    """Advice in order of urgency.
+
+    Args:
+        advice: in the order in which equally urgent entries stay.
+
+    Returns:
+        The most urgent first.
+    """
+    return tuple(sorted(advice, key=lambda a: _RANK[a.severity]))
 
 
 def _collapsed(unit: UnitCollapse, item: ClassForecast | None) -> Iterator[Advice]:

@@ -132,6 +132,9 @@ def symmetries(
     complete: Annotated[
         bool, typer.Option("--complete", help="Count the flat directions of the function too (narrow models only).")
     ] = False,
+    trainable: Annotated[
+        bool, typer.Option("--trainable", help="Keep frozen parameters fixed: only what a fine-tune can move.")
+    ] = False,
     data_dir: DataDir = None,
     seed: Seed = 0,
     strict: Annotated[
@@ -148,7 +151,9 @@ def symmetries(
     from gaugefix.inspection import inspect_symmetries
     from gaugefix.report.symmetry_report import symmetry_console, symmetry_page
 
-    data = inspect_symmetries(target, meta=meta, verify=verify, complete=complete, data_dir=data_dir, seed=seed)
+    data = inspect_symmetries(
+        target, meta=meta, verify=verify, complete=complete, trainable_only=trainable, data_dir=data_dir, seed=seed
+    )
     if as_json:
         typer.echo(_json(data))
     else:
@@ -221,6 +226,36 @@ def cite(
     from gaugefix.studies import cite as bibtex
 
     typer.echo(bibtex(paper))
+
+
+@app.command()
+def watch(
+    log: Annotated[Path, typer.Argument(metavar="LOG", help="JSONL file that a monitor writes.")],
+    once: Annotated[bool, typer.Option("--once", help="Print the present state and leave.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.05, help="Time between two looks at the file.")] = 1.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the present state as JSON for machines and leave.")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if there is something to act on.")] = False,
+) -> None:
+    """Follow a training run: live units, ranks, balance, events, and at the end what to do about them.
+
+    The run writes LOG with [bold]gaugefix.monitor.JsonlSink(LOG)[/]. Ends with the run, or with Ctrl-C.
+
+    Example: [bold]gaugefix watch run.jsonl --once[/]
+    """
+    from gaugefix.monitor import read_log
+    from gaugefix.report.run_console import follow_run, run_state, run_view
+
+    if once or as_json:
+        found = read_log(log)
+        if as_json:
+            typer.echo(_json(run_state(found)))
+        else:
+            Console().print(run_view(found))
+    else:
+        found = follow_run(log, seconds=seconds, console=Console())
+    _leave(strict and any(a["severity"] == "act" for a in run_state(found)["advice"]))
 
 
 cli_change.register(app)

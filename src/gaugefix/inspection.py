@@ -23,6 +23,7 @@ def inspect_symmetries(
     meta: bool | None = None,
     verify: bool | None = None,
     complete: bool = False,
+    trainable_only: bool = False,
     data_dir: Path | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -33,6 +34,7 @@ def inspect_symmetries(
         meta: structure only, on the meta device; by default for ``hf:`` targets unless numbers are asked for.
         verify: check every symmetry numerically; by default if the model is small and not on the meta device.
         complete: compare with the flat directions of the function; for narrow models.
+        trainable_only: keep frozen parameters fixed.
         data_dir: folder with data files.
         seed: of weights and checks.
 
@@ -50,8 +52,10 @@ def inspect_symmetries(
         meta = target.startswith("hf:") and not numbers
     model, args, task = _load(target, meta, data_dir, seed)
     check: bool | Literal["auto"] = "auto" if verify is None else verify
-    found = find_symmetries(task or model, None if task else args, verify=check, seed=seed)
-    compared = completeness(found, model, args, seed=seed) if complete else None
+    found = find_symmetries(
+        task or model, None if task else args, verify=check, trainable_only=trainable_only, seed=seed
+    )
+    compared = completeness(found, model, args, seed=seed, trainable_only=trainable_only) if complete else None
     return symmetry_data(found, target, structure_only=meta, completeness=compared)
 
 

@@ -28,13 +28,21 @@ def make_optimizer(task: Task) -> torch.optim.Optimizer:
     return kind(params, lr=task.lr, weight_decay=task.weight_decay)
 
 
-def train(task: Task, epochs: int | None = None, *, callback: Callback | None = None, seed: int = 0) -> list[float]:
+def train(
+    task: Task,
+    epochs: int | None = None,
+    *,
+    callback: Callback | None = None,
+    before_step: Callable[[torch.optim.Optimizer], object] | None = None,
+    seed: int = 0,
+) -> list[float]:
     """Train ``task.model`` in place by the task's optimizer on the mean of its per-sample losses.
 
     Args:
         task: what to train; its model is left in training mode off (``eval``) if it came so.
         epochs: number of passes, default ``task.epochs``.
         callback: called with ``(pass, mean loss)`` after every pass.
+        before_step: called with the optimizer when it has gradients and is about to step; ``Monitor(task).step`` fits.
         seed: seed of the first pass; pass k uses ``seed + k``.
 
     Returns:
@@ -55,6 +63,8 @@ def train(task: Task, epochs: int | None = None, *, callback: Callback | None = 
                 mean = losses.mean()
                 optimizer.zero_grad(set_to_none=True)
                 mean.backward()
+                if before_step is not None:
+                    before_step(optimizer)
                 optimizer.step()
                 total, count = total + mean.item() * len(losses), count + len(losses)
             history.append(total / count)

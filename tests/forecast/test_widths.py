@@ -149,15 +149,13 @@ def test_structures_it_cannot_judge_are_named(net, mlp_units, blobs):
     task, units = net()
     one_sided = Units("0", 8, 1, units[0].incoming, "relu")
     assert "no outgoing" in _reason(task, [one_sided])
-    wrong = Units("0", 8, 1, units[0].slices, "tanh")  # the network computes ReLU
-    assert "values" in _reason(task, [wrong])
     gain = Slice("0.bias", 0, units[0].slices[0].index, "gain")
     assert "gain" in _reason(task, [Units("0", 8, 1, (*units[0].slices, gain), "relu")])
     task, units = net("sigmoid")
     assert "does not vanish" in _reason(task, units)
 
 
-def test_tied_and_repeated_layers_are_named():
+def test_tied_layers_are_named_and_shared_ones_measured():
     class Recurrent(nn.Module):
         def __init__(self):
             super().__init__()
@@ -178,10 +176,24 @@ def test_tied_and_repeated_layers_are_named():
     index = np.arange(6).reshape(1, 6, 1)
     slices = (Slice("a.weight", 0, index, "write"), Slice("a.bias", 0, index, "write"))
     units = [Units("a", 6, 1, (*slices, Slice("b.weight", 1, index, "read")), "relu")]
-    for model, width, reason in ((Recurrent(), 4, "exactly once"), (Tied(), 6, "tied")):
+
+    def task_of(model, width):
         x = torch.randn(8, width, generator=torch.Generator().manual_seed(0))
-        task = Task(model, lambda m, b: m(b).square().sum(1), lambda x=x: [x], lr=0.1, weight_decay=0.1, batch_size=8)
-        assert reason in _reason(task, units)
+        return Task(model, lambda m, b: m(b).square().sum(1), lambda: [x], lr=0.1, weight_decay=0.1, batch_size=8)
+
+    assert "tied" in _reason(task_of(Tied(), 6), units)
+    shared = forecast(task_of(Recurrent(), 4), units, settle_steps=0).classes[0]  # a unit that is used twice
+    assert shared.method == "ascent"
+    assert shared.kappa >= np.nanmax(shared.drives) - 1e-9
+
+
+def test_a_wrong_label_does_not_change_the_threshold(net):
+    """The class says tanh, the network computes ReLU: the ghosts see what it computes."""
+    task, units = net()
+    right = forecast(task, units, settle_steps=0).classes[0].kappa
+    wrong = forecast(task, [Units("0", 8, 1, units[0].slices, "tanh")], settle_steps=0).classes[0]
+    assert wrong.method == "ascent"
+    assert wrong.kappa == pytest.approx(right, rel=1e-3)
 
 
 def test_the_model_is_left_alone_and_the_answer_repeats(net):

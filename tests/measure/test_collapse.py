@@ -5,9 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from gaugefix import find_symmetries
 from gaugefix.errors import MeasurementError
-from gaugefix.measure import class_inputs, collapse_report, effective_rank
+from gaugefix.measure import class_inputs, collapse_report, effective_rank, numerical_rank
 from gaugefix.symmetry import Slice, Units
 
 
@@ -67,7 +69,9 @@ def test_duplicates_up_to_the_gauge_of_the_activation(activation, scale, merges)
         params["w"][i], params["b"][i] = scale * params["w"][2], scale * params["b"][2]
     found = _report(params, units)
     if merges:
+        opposite = activation == "tanh"  # the copies are equal to each other and opposite to the original
         assert found.verdict == "duplicate units"
+        assert (found.sign_tied != ()) == opposite
         assert found.duplicates == ((2, 7, 9),)
         assert found.distinct == 22
     else:  # 7 and 9 are copies of each other, but not of 2
@@ -102,6 +106,96 @@ def test_rank_of_a_linear_class_ignores_the_basis():
     after = _report(turned, units)
     assert before.numerical_rank == after.numerical_rank == 4
     assert after.spectrum[:4] == pytest.approx(before.spectrum[:4], rel=1e-8)
+
+
+class _Block(nn.Module):
+    def __init__(self, d=16, heads=4):
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(d, heads, batch_first=True), nn.Linear(d, 3)
+
+    def forward(self, x):
+        return self.head(self.attention(x, x, x, need_weights=False)[0])
+
+
+@pytest.fixture(scope="module")
+def heads():
+    """Attention with 4 heads of 4: its classes by what they are."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = _Block()
+        symmetries = find_symmetries(model, (torch.randn(2, 5, 16),))
+    return model, symmetries
+
+
+def _attention_report(heads, change):
+    model, symmetries = heads
+    params = {k: p.detach().clone() for k, p in model.named_parameters()}
+    change(params)
+    found = {u.name: u for u in collapse_report(params, symmetries).units}
+    outgoing = {u.name for u in symmetries.units if u.kind == "head_dim" and u.outgoing}
+    kinds = {"values": outgoing, "queries": {u.name for u in symmetries.units if u.kind == "head_dim"} - outgoing,
+             "heads": {u.name for u in symmetries.units if u.kind == "head"}}  # fmt: skip
+    return {kind: found[name] for kind, (name,) in ((k, tuple(v)) for k, v in kinds.items())}
+
+
+def test_joint_rank_of_queries_and_keys(heads):
+    """Queries of rank 2 and keys of rank 2 in other directions: each alone says 2, the product says 1."""
+
+    def change(params):
+        w = params["attention.in_proj_weight"]
+        w[2:4] = w[:2].flip(0) + w[:2]
+        w[16:20] = w[16:17] * torch.arange(1.0, 5.0)[:, None]
+
+    found = _attention_report(heads, change)
+    assert "low rank" in found["queries"].verdict
+    assert found["queries"].max_rank == 16
+    assert found["queries"].numerical_rank == 13
+    assert found["values"].verdict == "healthy"
+
+
+def test_a_dead_head_and_a_copied_head_are_named_at_the_head(heads):
+    def change(params):
+        w, out = params["attention.in_proj_weight"], params["attention.out_proj.weight"]
+        for start in (0, 16, 32):
+            w[start + 4 : start + 8] = w[start : start + 4]
+        w[44:], out[:, 12:] = 0.0, 0.0
+
+    found = _attention_report(heads, change)
+    assert found["heads"].verdict == "dead units, duplicate units"
+    assert found["heads"].duplicates == ((0, 1),)
+    assert found["values"].dead == (12, 13, 14, 15)
+    assert "low rank" not in found["queries"].verdict + found["values"].verdict
+
+
+def test_antipodal_relu_units_are_no_collapse():
+    params, units = _layer(activation="relu")
+    params["w"][12:], params["b"][12:] = -params["w"][:12], -params["b"][:12]
+    found = _report(params, units)
+    assert found.duplicates == ()
+    assert found.sign_tied == ()
+
+
+def test_numerical_rank_of_matrices():
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(40, 5, generator=generator) @ torch.randn(5, 30, generator=generator)
+    assert numerical_rank(a) == 5  # float32: rounding leaves singular values of 1e-6
+    assert numerical_rank(a.double(), gap=0.0) > 5  # the same numbers, taken for float64
+    assert numerical_rank(a.double(), eps=torch.finfo(torch.float32).eps) == 5
+    assert numerical_rank(np.array([3.0, 1.0, 0.0])) == 2
+    assert numerical_rank(np.zeros((0, 3))) == numerical_rank(torch.zeros(4, 4)) == 0
+    assert effective_rank(torch.eye(4)) == pytest.approx(4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [48, 256])
+def test_rank_in_every_precision(dtype, size):
+    """Random matrices are never thin, low rank is seen through the rounding of the entries."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(6):
+        full = torch.randn(size, size, generator=generator)
+        assert numerical_rank(full.to(dtype)) == size
+        thin = torch.randn(size, 5, generator=generator) @ torch.randn(5, size, generator=generator) / 5**0.5
+        assert numerical_rank(thin.to(dtype)) == 5
 
 
 def test_unbalanced_is_healthy():

@@ -49,6 +49,45 @@ def test_product_equals_the_dense_hessian(task, blobs):
     assert torch.allclose(_flat(hvp(task, v), v), dense @ _flat(v, v), rtol=1e-11, atol=1e-13)
 
 
+class _Block(nn.Module):
+    """Attention and norms: the derivative of fused attention's softmax has no right derivative of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.head = nn.LayerNorm(4), nn.Linear(4, 3)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        h = self.norm(x)
+        return self.head(x + self.attention(h, h, h, need_weights=False)[0]).mean(1)
+
+
+@pytest.mark.parametrize(("make", "shape"), [
+    (_Block, (5, 4)),
+    (lambda: nn.Sequential(nn.Conv1d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(9, 3, bias=False)), (2, 5)),
+    (lambda: nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3)), (4,)),
+    (lambda: nn.Sequential(nn.Linear(4, 3), nn.GELU(), nn.Linear(3, 3)), (6, 4)),
+])  # fmt: skip
+@pytest.mark.parametrize("names", [None, ["weight"], ["bias"]])
+def test_a_single_product_against_differences_of_gradients(make, shape, names):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(7, *shape, generator=generator, dtype=torch.float64)
+    task = Task(make().double(), lambda m, b: m(b).sin().flatten(1).sum(1), lambda: [x[:4], x[4:]],
+                lr=0.1, weight_decay=0.0, batch_size=4)  # fmt: skip
+    params = dict(task.model.named_parameters())
+    v = {k: torch.randn(p.shape, generator=generator, dtype=p.dtype) for k, p in params.items()
+         if names is None or k.rpartition(".")[2] in names}  # fmt: skip
+
+    def gradient(step):
+        moved = {k: p.detach() + step * v[k] if k in v else p.detach() for k, p in params.items()}
+        loss = lambda q: task.loss(lambda inputs: functional_call(task.model, q, (inputs,)), x).mean()  # noqa: E731
+        return torch.func.grad(loss)(moved)
+
+    ahead, behind, found = gradient(1e-5), gradient(-1e-5), hvp(task, v)
+    for name in params:
+        assert torch.allclose(found[name], (ahead[name] - behind[name]) / 2e-5, atol=1e-7)
+
+
 def test_missing_entries_count_as_zero(task, blobs):
     v = {"0.bias": torch.ones(4, dtype=torch.float64)}
     full = dict(task.model.named_parameters())

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 
 from gaugefix.advice import advise
-from gaugefix.audit import Audit, TaskSummary
+from gaugefix.audit import Audit, FullMeasurements, TaskSummary
 from gaugefix.forecast import Certificate, ClassForecast, CollapseThreshold, Forecast
 from gaugefix.measure import (
+    AlignmentReport,
+    AlignmentSummary,
     ChargeLaw,
     ChargeReport,
     CollapseReport,
+    EntropicLoss,
+    EntropyReport,
+    Equipartition,
     GradientNoise,
+    LyapunovReport,
+    MirrorExponent,
     NoiseGroup,
     UnitBalance,
     UnitCollapse,
+    UnitNoise,
 )
 from gaugefix.symmetry import OpaqueOp, Slice, Symmetries, Units, Verification
 
@@ -126,7 +134,39 @@ def make_audit(names: tuple[str, ...] = NAMES, n: int = 16) -> Audit:
         notes=("forecast: slow convergence",),
         training=tuple(np.geomspace(2.3, 0.1, 40)),
         seconds=12.3,
+        full=make_full(names, n),
         extra={},
+    )
+
+
+def make_full(names: Sequence[str], n: int) -> FullMeasurements:
+    rng = np.random.default_rng(0)
+    mirrors = tuple(
+        MirrorExponent(
+            f"{name}: swap 0, 1", "path", value, 0.001, verdict, 400, 0.1, 0.01, 32, 0.9, 0.2, 1e-16, np.nan, True, ""
+        )
+        for name, value, verdict in zip(names, (-0.01, 0.0005), ("collapses", "undecided"), strict=False)
+    )
+    sides = rng.uniform(0.1, 1, (n, 2))
+    layers = tuple(
+        AlignmentReport(
+            name, (n, n), 0.9, 0.8, 0.7, np.nan, -0.2, 0.1, {"rga_out": 0.1}, {"rga_out": 0.01}, 512, True,
+            sides[:, 0], sides[:, 1], sides[:, 0], "",
+        )
+        for name in names
+    )  # fmt: skip
+    return FullMeasurements(
+        LyapunovReport(mirrors, (f"{EVIL}: only the nearest",)),
+        EntropyReport(
+            EntropicLoss(0.5, 0.01, 0.002, 0.512, 0.1, 0.3, 0.01, 32, True, ""),
+            tuple(
+                Equipartition(name, tuple(map(str, range(n))), sides, sides, sides[:, 0], sides[:, 1], 0.3, 64)
+                for name in names
+            ),
+            (),
+        ),
+        AlignmentSummary(layers, ()),
+        tuple(UnitNoise(name, *sides.T, np.zeros(n), *sides.T, 512) for name in names),
     )
 
 

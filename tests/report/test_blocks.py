@@ -16,7 +16,7 @@ class Residual(nn.Module):
 
     def __init__(self, widths: list[int], d: int = 4) -> None:
         super().__init__()
-        self.read = nn.Linear(3, d)
+        self.read = nn.Linear(6, d)
         self.blocks = nn.ModuleList(nn.ModuleDict({"up": nn.Linear(d, w), "down": nn.Linear(w, d)}) for w in widths)
         self.out = nn.Linear(d, 5)
 
@@ -30,7 +30,7 @@ class Residual(nn.Module):
 
 
 def search(widths: list[int], *, verify: bool = False) -> Symmetries:
-    return find_symmetries(Residual(widths), (torch.randn(4, 3),), verify=verify)
+    return find_symmetries(Residual(widths), (torch.randn(4, 6),), verify=verify)
 
 
 def hidden(sections: tuple[Section, ...]) -> dict[str, str]:

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from gaugefix.errors import StudyError
-from gaugefix.studies import Claim, Study, cite, find_paper, papers, study
+from gaugefix.studies import Claim, Study, cite, constructions, find_paper, papers, study
 from gaugefix.studies.registry import find_study
 from gaugefix.theory import mirror_plane, multiplicative_noise, product_regression
 
@@ -121,3 +121,18 @@ def test_a_study_is_one_readable_file_that_names_its_source(paper):
     for claim in find_study(paper.id).claims:
         assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", claim.name)
         assert claim.statement.endswith(".")
+
+
+def test_constructions_of_the_package_are_not_papers():
+    own = constructions()
+    assert [c.id for c in own] == ["forecast"]
+    assert not {c.id for c in own} & {p.id for p in papers()}
+    assert find_paper("forecast") == own[0]
+    assert own[0].claims
+    assert own[0].study
+    assert len(find_study("forecast").source.splitlines()) <= 300
+
+
+def test_a_construction_is_cited_by_the_papers_it_rests_on():
+    entries = [parse_bibtex(entry)["eprint"] for entry in cite("forecast").split("\n\n")]
+    assert entries == list(find_paper("forecast").rests_on) == ["2309.16932", "2205.12510", "2210.01212", "2202.04777"]

@@ -21,13 +21,15 @@ from tests.symmetry.architectures import Plan, build, random_plan, shrink
 import gaugefix
 from gaugefix.symmetry import find_symmetries
 from gaugefix.symmetry.generic import count_generators
-from gaugefix.symmetry.verify import random_parameters
-from gaugefix.testing import flat_directions
+from gaugefix.symmetry.verify import judgeable_parameters
+from gaugefix.testing import explain_hidden, flat_directions
 
 #: points at which flat directions are counted until the count meets the claim; the smallest counts
 SEEDS = 6
 #: seeds that one process examines before the summary is renewed
 CHUNK = 100
+#: further points at which a miss is looked at
+POINTS = 5
 
 
 @dataclass(frozen=True)
@@ -35,20 +37,22 @@ class Outcome:
     """What a search made of one plan.
 
     Attributes:
-        verdict: "complete", "miss", "false" (a claim that does not hold), "error" (the search failed) or "unclear"
-            (no clean gap in the spectrum).
+        verdict: "complete", "explained" (a miss of which every direction has a measured cause), "miss", "false" (a
+            claim that does not hold), "error" (the search failed) or "unclear" (no clean gap in the spectrum).
         claimed: continuous directions claimed.
         measured: smallest P − rank J over the seeds tried.
         detail: what is wrong, for people.
+        causes: of what is missing, with the number of directions.
     """
 
     verdict: str
     claimed: int = 0
     measured: int = 0
     detail: str = ""
+    causes: tuple[tuple[str, int], ...] = ()
 
 
-def examine(plan: Plan, *, seeds: int | None = None) -> Outcome:
+def examine(plan: Plan, *, seeds: int | None = None, explain: bool = False) -> Outcome:
     """Search one plan and count its flat directions.
 
     The generators found are compared with the null space of the Jacobian at the same point. Directions that exist at
@@ -57,6 +61,7 @@ def examine(plan: Plan, *, seeds: int | None = None) -> Outcome:
     Args:
         plan: what to build.
         seeds: largest number of points; by default `SEEDS`, or 2 for an analytic function, whose rank is generic.
+        explain: look for the causes of what is missing.
 
     Returns:
         The outcome.
@@ -70,12 +75,12 @@ def examine(plan: Plan, *, seeds: int | None = None) -> Outcome:
         found = find_symmetries(model, args, verify=True)
         if found.rejected:
             return Outcome("false", found.flat_dim, detail=", ".join(f"{v.name} {v.error:.0e}" for v in found.rejected))
-        point = random_parameters(model, torch.Generator().manual_seed(1))
+        point = judgeable_parameters(model, args, {}, torch.Generator().manual_seed(1))
         dims, span = count_generators(found, point)
         claims = [s for s in found if s.level == "function"]
         wrong += [f"{s.name}: claims {s.dim}, adds {d}" for s, d in zip(claims, dims, strict=True) if s.dim != d]
         counted = flat_directions(model, args, params=point, at_least=len(span), basis=True)
-        if counted.basis is not None and len(span):
+        if counted.reliable and counted.basis is not None and len(span):
             seen = span - span @ counted.basis.T @ counted.basis
             wrong += ["a generator changes the function"] if float(seen.norm()) > 1e-6 else []
         counts = [counted]
@@ -91,7 +96,15 @@ def examine(plan: Plan, *, seeds: int | None = None) -> Outcome:
         return Outcome("unclear", found.flat_dim)
     if best > found.flat_dim:
         opaque = ", ".join(f"{o.op}: {o.reason}" for o in found.opaque)
-        return Outcome("miss", found.flat_dim, best, opaque or "; ".join(found.skipped))
+        detail = opaque or "; ".join(found.skipped)
+        if not explain:
+            return Outcome("miss", found.flat_dim, best, detail)
+        why = explain_hidden(found, model, args, points=POINTS, seed=len(counts))
+        best = min(best, found.flat_dim + why.hidden) if why.points else best
+        causes = tuple((c.kind, c.count) for c in why.causes)
+        if best == found.flat_dim:
+            return Outcome("complete", found.flat_dim, best, detail)
+        return Outcome("explained" if why.explained else "miss", found.flat_dim, best, detail, causes)
     return Outcome("complete", found.flat_dim, best)
 
 
@@ -100,9 +113,18 @@ def _has_kinks(plan: Plan) -> bool:
 
 
 def completeness(counts: Counter[str]) -> float | None:
-    """Share of searches that explain every flat direction, among those that ran and claimed nothing false."""
-    judged = counts["complete"] + counts["miss"]
-    return counts["complete"] / judged if judged else None
+    """Share of searches that find every flat direction, among those that ran and claimed nothing false."""
+    return _share(counts, "complete")
+
+
+def _share(counts: Counter[str], *good: str) -> float | None:
+    judged = counts["complete"] + counts["explained"] + counts["miss"]
+    return sum(counts[g] for g in good) / judged if judged else None
+
+
+def _fails_alike(plan: Plan, verdict: str) -> bool:
+    outcome = examine(plan).verdict
+    return outcome == verdict or (verdict == "explained" and outcome == "miss")
 
 
 def run_chunk(start: int, n: int, *, minimise: bool = True) -> dict[str, Any]:
@@ -119,20 +141,26 @@ def run_chunk(start: int, n: int, *, minimise: bool = True) -> dict[str, Any]:
     torch.set_num_threads(1)
     counts: Counter[str] = Counter()
     narrow: Counter[str] = Counter()
+    causes: Counter[str] = Counter()
+    directions: Counter[str] = Counter()
     failures: list[dict[str, Any]] = []
     begin = time.process_time()
     for seed in range(start, start + n):
         plan = random_plan(seed)
-        outcome = examine(plan)
+        outcome = examine(plan, explain=True)
+        if outcome.verdict in {"miss", "explained"}:
+            for kind, count in outcome.causes or (("unknown", outcome.measured - outcome.claimed),):
+                causes[kind] += 1
+                directions[kind] += count
         counts[outcome.verdict] += 1
         narrow[outcome.verdict] += plan.narrow
-        if outcome.verdict in {"miss", "false", "error"}:
-            small = shrink(plan, lambda p, v=outcome.verdict: examine(p).verdict == v) if minimise else plan
-            shrunk = asdict(examine(small) if minimise else outcome)
+        if outcome.verdict in {"miss", "explained", "false", "error"}:
+            small = shrink(plan, lambda p, v=outcome.verdict: _fails_alike(p, v)) if minimise else plan
+            shrunk = asdict(examine(small)) if minimise else None
             failures.append({"seed": seed, **asdict(outcome), "plan": str(small), "shrunk": shrunk})
     return {
-        "first_seed": start, "seeds": n, "counts": dict(counts), "narrow": dict(narrow), "failures": failures,
-        "seconds": round(time.process_time() - begin, 1),
+        "first_seed": start, "seeds": n, "counts": dict(counts), "narrow": dict(narrow), "causes": dict(causes),
+        "directions": dict(directions), "failures": failures, "seconds": round(time.process_time() - begin, 1),
     }  # fmt: skip
 
 
@@ -149,6 +177,7 @@ def summarise(chunks: list[dict[str, Any]], version: str) -> dict[str, Any]:
     chunks = sorted(chunks, key=lambda c: c["first_seed"])
     counts = sum((Counter(c["counts"]) for c in chunks), Counter[str]())
     narrow = sum((Counter(c["narrow"]) for c in chunks), Counter[str]())
+    causes, directions = (sum((Counter(c[k]) for c in chunks), Counter[str]()) for k in ("causes", "directions"))
     return {
         "version": version,
         "torch": torch.__version__,
@@ -157,6 +186,8 @@ def summarise(chunks: list[dict[str, Any]], version: str) -> dict[str, Any]:
         "false_claims": counts["false"],
         "completeness": completeness(counts - narrow),
         "completeness_narrow": completeness(narrow),
+        "complete_or_explained": _share(counts, "complete", "explained"),
+        "causes": {k: {"plans": causes[k], "directions": directions[k]} for k in causes},
         "seconds": round(sum(c["seconds"] for c in chunks), 1),
         "chunks": [{k: v for k, v in c.items() if k != "failures"} for c in chunks],
         "failures": [f for c in chunks for f in c["failures"]],
@@ -243,7 +274,7 @@ def main() -> None:
     )  # fmt: skip
     print(json.dumps({k: v for k, v in summary.items() if k not in {"failures", "chunks"}}, indent=1))
     for failure in summary["failures"]:
-        print(failure["verdict"], failure["seed"], failure["claimed"], failure["measured"], failure["detail"])
+        print(*(failure[k] for k in ("verdict", "seed", "claimed", "measured", "detail", "causes")))
         print("   ", failure["plan"])
 
 

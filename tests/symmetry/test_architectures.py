@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -73,6 +74,77 @@ def test_what_once_went_wrong(plan: Plan) -> None:
     assert outcome.verdict not in {"false", "error"}, outcome
 
 
+# shrunk misses of earlier versions, each with the rule that finds the rest
+COMPLETE = {
+    "a rotation of one part of what an RMS norm reads": Plan(
+        source="sequence", n_in=8, n_out=11, final="rms", bias=False,
+        blocks=blocks(Block("concat", width=5, act="tanh", bias=False))),
+    "a rotation of one part of what a LayerNorm reads": Plan(
+        source="sequence", n_in=7, n_out=10, final="layer-gain", bias=False,
+        blocks=blocks(Block("concat", width=5, act="tanh", bias=False))),
+    "a rotation through two norms in series": Plan(
+        source="sequence", n_in=7, n_out=10, final="layer", bias=False,
+        blocks=blocks(Block("post", width=5, act="tanh", norm="layer-plain", bias=False))),
+    "a shear across a norm, into a stream": Plan(
+        source="sequence", n_in=7, n_out=11, bias=False,
+        blocks=blocks(Block("dense", width=5, act="tanh", norm="layer-gain", bias=False, option=1),
+                      Block("attention", width=6, act="tanh", bias=False))),
+    "constants that a weight without a bias takes up": Plan(
+        source="sequence", n_in=7, n_out=10, bias=False,
+        blocks=blocks(Block("attention", width=5, act="tanh", norm="group", bias=False))),
+    "a constraint on one part of a concatenation": Plan(
+        source="sequence", n_in=8, n_out=11, bias=False,
+        blocks=blocks(Block("post", width=5, act="tanh", norm="layer-plain", bias=False),
+                      Block("concat", width=5, act="tanh", bias=False))),
+    "a constraint that goes through an RMS norm": Plan(
+        source="sequence", n_in=7, n_out=11, bias=False,
+        blocks=blocks(Block("dense", width=5, act="tanh", norm="layer-gain", bias=False, option=1),
+                      Block("residual", width=5, act="tanh", norm="rms", bias=False))),
+    "a constant of a tied table that the last bias takes back": Plan(
+        source="tokens", n_in=7, n_out=10, final="layer", tied=True,
+        blocks=blocks(Block("attention", width=5, act="tanh", bias=False))),
+    "a constant of a tied table under a softmax": Plan(
+        source="tokens", n_in=8, n_out=11, final="rms", bias=False, end="softmax", tied=True,
+        blocks=blocks(Block("attention", width=6, act="tanh"))),
+    "gains between two LayerNorms": Plan(
+        n_in=7, n_out=11, width=3, final="layer", bias=False,
+        blocks=blocks(Block("post", width=5, act="tanh", norm="layer", bias=False))),
+    "gains between a LayerNorm and an RMS norm": Plan(
+        source="sequence", n_in=7, n_out=11, final="rms",
+        blocks=blocks(Block("post", width=5, act="tanh", norm="layer-gain"),
+                      Block("residual", width=5, act="tanh", norm="rms"))),
+    "what the second of two narrow maps does not see": Plan(
+        n_in=7, n_out=11, width=3, bias=False, narrow=True,
+        blocks=blocks(Block("low", width=5, act="tanh", bias=False, option=0))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("plan", COMPLETE.values(), ids=COMPLETE.keys())
+def test_what_was_once_missed(plan: Plan) -> None:
+    outcome = examine(plan)
+    assert outcome.verdict == "complete", outcome
+
+
+def test_parts_of_size_one_are_no_whole_axis() -> None:
+    """Groups that cut through a concatenation: a norm over three of four numbers and one of another part."""
+    outcome = examine(
+        Plan(width=3, n_in=8, n_out=10, final="group",
+             blocks=blocks(Block("concat", width=5, act="tanh"), Block("residual", width=5, act="gelu", option=1))),
+        seeds=2,
+    )  # fmt: skip
+    assert outcome.verdict not in {"false", "error"}, outcome
+
+
+def test_a_table_that_is_tied_to_two_norms_does_not_slide() -> None:
+    """The table reads what the last norm writes, and a norm reads the table: they turn by inverse matrices."""
+    outcome = examine(
+        Plan(source="tokens", n_in=7, n_out=10, final="layer", bias=False, tied=True,
+             blocks=blocks(Block("attention", width=6, norm="layer", option=0))),
+        seeds=1,
+    )  # fmt: skip
+    assert outcome.verdict not in {"false", "error"}, outcome
+
+
 def test_a_seed_makes_the_same_architecture_twice() -> None:
     assert random_plan(7) == random_plan(7)
     (a, x), (b, y) = random_architecture(7), random_architecture(7)
@@ -93,9 +165,9 @@ def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path: Path, monkeypa
     examined: list[Plan] = []
     real = examine
 
-    def watched(plan: Plan) -> object:
+    def watched(plan: Plan, **options: Any) -> object:
         examined.append(plan)
-        return real(plan)
+        return real(plan, **options)
 
     monkeypatch.setattr("tests.symmetry.fuzz.examine", watched)
     out = tmp_path / "fuzz.json"

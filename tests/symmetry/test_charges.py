@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gaugefix.symmetry.charges import LinearSystem, rank_basis
+from gaugefix.symmetry.linear_system import LinearSystem, rank_basis
 
 matrices = st.integers(1, 6).flatmap(
     lambda n: st.lists(st.lists(st.integers(-3, 3), min_size=n, max_size=n), min_size=1, max_size=7)

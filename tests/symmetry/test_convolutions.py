@@ -123,18 +123,3 @@ def test_convolutional_networks(name: str) -> None:
     assert groups <= {s.group for s in found}
     assert found.flat_dim == flat
     assert min(flat_directions(model, args, seed=s).flat for s in range(3)) == flat
-
-
-def test_recurrent_cells_are_opaque_and_pin_what_touches_them() -> None:
-    class Cell(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.enter, self.cell, self.head = nn.Linear(3, 4), nn.GRUCell(4, 5), nn.Linear(5, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.cell(torch.tanh(self.enter(x))))
-
-    found = find_symmetries(Cell(), (torch.randn(3, 3),))
-    assert [o.op for o in found.opaque] == ["gru_cell"]
-    assert found.rejected == ()
-    assert list(found) == []

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from gaugefix.symmetry import Symmetries, Symmetry, find_symmetries
 from gaugefix.symmetry.frame_groups import StreamRotation
 from gaugefix.symmetry.groups import Diagonal, Permutation, Rotation
-from gaugefix.symmetry.stream_groups import NullDirection
 from gaugefix.symmetry.verify import float_outputs, laboratory_copy, random_parameters, relative_change, to_double
 
 NAMES = (
@@ -54,7 +53,7 @@ def inverse(s: Symmetry, element: Tensor) -> Tensor | None:
         return torch.linalg.inv(element)
     if isinstance(s, Diagonal) and s.kind == "sign":
         return element
-    return None if isinstance(s, NullDirection) and s.joint else -element
+    return -element
 
 
 def close(a: Params, b: Params) -> bool:

@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from gaugefix.theory import (
     adam_noise_mean_square,
     adam_stability,
-    canonical_exponents,
-    deep_linear_exponents,
     gaussian_update_moments,
     gradient_snr,
     update_bound,
@@ -116,22 +114,8 @@ def test_a_ratio_without_noise_or_state():
         (lambda: gaussian_update_moments(2, 1.1), "beta2"),
         (lambda: update_bound(3, 1.0, 0.9), "beta1"),
         (lambda: adam_stability((0.9, 1.0)), "beta2"),
-        (lambda: canonical_exponents("rga_in", "rga_in"), "rga_out"),
-        (lambda: deep_linear_exponents(3, 3), "layer"),
     ],
 )
 def test_ranges_are_checked(call, match):
     with pytest.raises(ValueError, match=match):
         call()
-
-
-@pytest.mark.parametrize(
-    ("outgoing", "row"),
-    [
-        ("rga_out", (None, (1, 2), (-1, 0))),
-        ("rwa_out", ((0, -1), None, (0, 0))),
-        ("gwa_out", ((2, 1), (1, 1), None)),
-    ],
-)
-def test_the_table_of_exponents(outgoing, row):
-    assert tuple(canonical_exponents(outgoing, f"{name}_in") for name in ("rga", "rwa", "gwa")) == row

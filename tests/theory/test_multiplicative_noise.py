@@ -15,6 +15,8 @@ from gaugefix.theory import (
     batch_means,
     critical_batch,
     critical_lr,
+    decay_shift,
+    decoupled_decay_threshold,
     escape_steps,
     lyapunov_exponent,
     mean_square_growth,
@@ -230,14 +232,22 @@ def test_products_of_commuting_matrices_take_the_largest_mode():
 
 
 def test_decay_is_a_change_of_rate_and_a_shift():
-    """1 − lr(H + λ) = (1 − lrλ)(1 − lr'H) with lr' = lr/(1 − lrλ), also for matrices that do not commute."""
+    """Also for matrices that do not commute."""
     rng = np.random.default_rng(2)
     blocks = rng.standard_normal((300, 3, 3))
     blocks = blocks + blocks.transpose(0, 2, 1)
-    lr, decay = 0.2, 0.6
-    shrink = 1 - lr * decay
-    with_decay = product_exponent(blocks, lr, decay).value
-    assert with_decay == pytest.approx(math.log(shrink) + product_exponent(blocks, lr / shrink).value, abs=1e-12)
+    rate, shift = decay_shift(0.2, 0.6)
+    with_decay = product_exponent(blocks, 0.2, 0.6).value
+    assert with_decay == pytest.approx(shift + product_exponent(blocks, rate).value, abs=1e-12)
+    with pytest.raises(ValueError, match="< 1"):
+        decay_shift(0.5, 2.0)
+
+
+def test_decoupled_decay_shifts_the_exponent_to_zero():
+    growth = lyapunov_exponent(-SIGNALS, 0.3)
+    decay = decoupled_decay_threshold(growth, 0.3)
+    assert np.log(np.abs((1 + 0.3 * SIGNALS) * (1 - 0.3 * decay))).mean() == pytest.approx(0, abs=1e-14)
+    assert decoupled_decay_threshold(-0.1, 0.3) == 0.0
 
 
 def test_blocks_must_be_square():

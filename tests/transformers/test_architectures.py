@@ -70,3 +70,17 @@ def test_meta_device_gives_the_same(case: Case, model: nn.Module, found: Symmetr
     again = find_symmetries(elsewhere, args)
     assert [(s.name, s.group, s.dim) for s in again] == [(s.name, s.group, s.dim) for s in found]
     assert not again.verified
+
+
+def test_adapters_beside_frozen_weights_have_their_inner_rotation() -> None:
+    """peft freezes the base model: of the 179 directions of the whole, GL(2) of every adapter is left."""
+    pytest.importorskip("peft")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tuned = CASES["lora"].make().eval()
+    args = CASES["lora"].args
+    found = find_symmetries(tuned, args, trainable_only=True, verify=True)
+    assert [s.group for s in found] == ["GL(2)", "GL(2)"]
+    assert all("lora_" in name for s in found for name in s.parameters)
+    assert found.verified
+    assert found.flat_dim == flat_directions(tuned, args, trainable_only=True).flat == 2 * 4

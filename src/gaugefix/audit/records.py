@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gaugefix.advice import Advice
+from gaugefix.audit.full import FullMeasurements
 from gaugefix.files import write_atomically
 from gaugefix.forecast import Certificate, Forecast
 from gaugefix.measure import ChargeReport, CollapseReport, GradientNoise, Record
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 #: Version of the layout of `Audit.to_dict`; the major number grows when a reader has to change.
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.2"
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Audit(Record):
         notes: warnings of the measurements: results to read with care.
         training: mean loss of every pass of the audit's own training.
         seconds: wall-clock time of the audit.
+        full: what only level "full" measures, else None.
         extra: further numbers of level "full", by name.
     """
 
@@ -79,6 +81,7 @@ class Audit(Record):
     notes: tuple[str, ...]
     training: tuple[float, ...]
     seconds: float
+    full: FullMeasurements | None
     extra: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:

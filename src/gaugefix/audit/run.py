@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from gaugefix.report.progress import Stages
 
 
+#: full-batch steps for each weight decay that level "full" tries to find where a deep network dies
+_JUMP_STEPS = 600
+
+
 def audit(task: Task, *, level: Literal["quick", "full"] = "quick", progress: bool = True, seed: int = 0) -> Audit:
     """Find the symmetries of a task's model, measure what they did to it, forecast what they will do.
 
@@ -31,8 +35,10 @@ def audit(task: Task, *, level: Literal["quick", "full"] = "quick", progress: bo
 
     Args:
         task: what to audit.
-        level: "full" adds a count of the flat directions, to see whether the search missed any (a dense Jacobian, up to
-            6000 parameters), and the lowest curvature of the data loss.
+        level: "full" adds Lyapunov exponents of the nearest mirror planes, the entropic loss and gradient balance,
+            alignment of every layer, noise of every unit, the lowest curvature of the data loss, with several hidden
+            layers the weight decay at which the network dies at a jump, and a count of the flat directions to see
+            whether the search missed any (a dense Jacobian, up to 2000 parameters).
         progress: show progress bars on standard error.
         seed: seed of the data order and of every random choice of the measurements.
 
@@ -78,7 +84,8 @@ def _measure(
     if symmetries.units:
         collapse = run("collapse", lambda: collapse_report(params, symmetries))
         charges = run("charges", lambda: check_charge_law(task, symmetries, seed=seed))
-        prediction = run("forecast", lambda: forecast(task, symmetries, seed=seed))
+        jump = _JUMP_STEPS if level == "full" else 0
+        prediction = run("forecast", lambda: forecast(task, symmetries, jump_steps=jump, seed=seed))
     else:
         collapse = charges = prediction = None
         boundary.skip("collapse, charges, forecast", "no class of hidden units was found")
@@ -87,7 +94,7 @@ def _measure(
     proof = certify(prediction) if prediction is not None else None
     noise = run("noise", lambda: gradient_noise(task, seed=seed))
     metric = _metric(task, boundary)
-    extra = measure_fully(task, symmetries, boundary, seed) if level == "full" else {}
+    full, extra = measure_fully(task, symmetries, boundary, seed) if level == "full" else (None, {})
     return Audit(
         task=_summary(task, len(training), metric),
         symmetries=symmetries,
@@ -101,6 +108,7 @@ def _measure(
         notes=tuple(dict.fromkeys(boundary.notes)),
         training=training,
         seconds=time.perf_counter() - started,
+        full=full,
         extra=extra,
     )
 

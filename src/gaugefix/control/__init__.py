@@ -1,5 +1,7 @@
-"""CHANGE: move along symmetries, remove what they made idle, impose or remove them."""
+"""CHANGE: move along symmetries, add or remove what they leave idle, impose or remove them."""
 
+from gaugefix.control import impose as impose
+from gaugefix.control import remove as remove
 from gaugefix.control.alignment import Aligned as Aligned
 from gaugefix.control.alignment import Barrier as Barrier
 from gaugefix.control.alignment import align as align
@@ -12,3 +14,5 @@ from gaugefix.control.gauges import CanonicalForm as CanonicalForm
 from gaugefix.control.gauges import Rebalanced as Rebalanced
 from gaugefix.control.gauges import canonicalize as canonicalize
 from gaugefix.control.gauges import rebalance_ as rebalance_
+from gaugefix.control.remove import SyreDecay as SyreDecay
+from gaugefix.control.widen import widen as widen

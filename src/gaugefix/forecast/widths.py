@@ -5,24 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor
+from torch import nn
 
-from gaugefix.forecast.results import Certificate, ClassForecast, CollapseThreshold, Forecast
-from gaugefix.measure import (
-    Birth,
-    ClassProbe,
-    CollapsedClass,
-    Drives,
-    Probe,
-    birth_threshold,
-    collapse_threshold,
-    drives,
-    exact_copy,
-    live_units,
-    probe_classes,
-    settle,
-)
+from gaugefix.errors import MeasurementError
+from gaugefix.forecast.network import whole_network_threshold
+from gaugefix.forecast.noise import noise_limits
+from gaugefix.forecast.numbers import ClassNumbers, gauge, ghost_numbers, probed_numbers
+from gaugefix.forecast.results import ClassForecast, CollapseThreshold, Forecast
+from gaugefix.measure import Probe, exact_copy, probe_classes, settle
 from gaugefix.measure.classes import units_of
+from gaugefix.measure.sizes import unit_rows
 from gaugefix.symmetry import Symmetries, Units
 from gaugefix.task import Task
 from gaugefix.theory import predicted_rank
@@ -40,6 +32,8 @@ def forecast(
     symmetries: Symmetries | Sequence[Units],
     *,
     settle_steps: int = 100,
+    jump_steps: int = 0,
+    undecayed: Sequence[str] = (),
     seed: int = 0,
     max_samples: int = 4096,
 ) -> Forecast:
@@ -62,12 +56,19 @@ def forecast(
         task: gives model, loss, data and optimiser; nothing of it is changed. Evaluated in evaluation mode.
         symmetries: what `find_symmetries` gave, or the classes of units themselves.
         settle_steps: full-batch steps on a copy before anything is measured, see `gaugefix.measure.settle`.
+        jump_steps: with several hidden layers, full-batch steps for each weight decay that
+            `whole_network_threshold` tries; 0 leaves the threshold of the whole network out.
+        undecayed: parameters that the optimiser does not decay (a parameter group of its own).
         seed: of the data order and the ascents.
         max_samples: stop after the batch that reaches this number.
 
     Returns:
         One forecast per class, and the threshold of the whole network. Cost: one pass over the data, and for each
-        class an ascent and a few passes for its collapsed state.
+        class an ascent and a few passes for its collapsed state; where a class is not a layer between two Linear
+        layers, some tens of Hessian-vector products on up to 1024 samples.
+
+    Raises:
+        MeasurementError: if the loss is not finite.
 
     Example:
         >>> from gaugefix import load_task
@@ -83,141 +84,147 @@ def forecast(
     copy = settled.task
     classes = [u for u in units_of(symmetries) if u.slices]
     probe = probe_classes(copy, classes, max_samples=max_samples, seed=seed)
+    if not np.isfinite(probe.loss):
+        raise MeasurementError(f"forecast: the loss of task {task.name!r} is {probe.loss}: the run has diverged.")
     now = {k: p.detach() for k, p in task.model.named_parameters()}  # who is alive is asked of the model as it is
     limits = _optimizer_limits(task)
-    found, thresholds = [], []
+    numbers = []
     for c in probe.classes:
-        threshold = _no_threshold(c.reason)
-        if not c.reason:
-            threshold = collapse_threshold(copy, c.units, classes, max_samples=max_samples, seed=seed)
-        thresholds.append(threshold)
-        found.append(_class_forecast(task, probe, c, live_units(now, c.units), threshold, limits, seed))
-    whole = _whole_network(task, probe, thresholds) if classes else None
+        if c.reason:
+            halt = limits if task.weight_decay else ""
+            numbers.append(
+                ghost_numbers(copy, probe, c.units, symmetries, classes, now, halt, max_samples=max_samples, seed=seed)
+            )
+        else:
+            numbers.append(probed_numbers(copy, probe, c, classes, now, max_samples=max_samples, seed=seed))
+    found = [
+        _class_forecast(task, c.units, n, _undecayed(c.units, undecayed) or limits, copy.model)
+        for c, n in zip(probe.classes, numbers, strict=True)
+    ]
+    steps = 0 if limits else jump_steps
+    whole = _whole_network(task, copy, symmetries, probe, numbers, steps) if classes else None
     return Forecast(
         tuple(found), task.weight_decay, task.lr, task.batch_size, whole, settled.steps, settled.moved, settled.reason
     )
 
 
-def certificate(
-    task: Task,
-    symmetries: Symmetries | Sequence[Units],
-    *,
-    settle_steps: int = 100,
-    seed: int = 0,
-    max_samples: int = 4096,
-) -> Certificate:
-    """Whether the network is wide enough: at a stationary point with κ = λ no ghost of any class would grow.
-
-    Args:
-        task: gives model, loss, data and optimiser.
-        symmetries: what `find_symmetries` gave, or the classes of units themselves.
-        settle_steps: full-batch steps on a copy before anything is measured, see `gaugefix.measure.settle`.
-        seed: of the data order and the ascents.
-        max_samples: stop after the batch that reaches this number.
-
-    Returns:
-        The certificate over all classes to which the theory applies. It is local in the rest of the network.
-    """
-    return certify(forecast(task, symmetries, settle_steps=settle_steps, seed=seed, max_samples=max_samples))
+def _undecayed(units: Units, undecayed: Sequence[str]) -> str:
+    """Why the theory does not hold for a class with parameters outside of the weight decay."""
+    outside = [p for p in units.parameters if p in set(undecayed)]
+    return f"{outside[0]!r} is not decayed: the penalty is not the one of the theory" if outside else ""
 
 
-def certify(found: Forecast) -> Certificate:
-    """`certificate` from a forecast that is there already; costs nothing.
-
-    Args:
-        found: from `forecast`.
-
-    Returns:
-        The certificate.
-    """
-    covered = [c for c in found.classes if c.verdict != "not applicable"]
-    uncovered = tuple(c.name for c in found.classes if c.verdict == "not applicable")
-    if not covered:
-        return Certificate(np.nan, found.weight_decay, np.nan, False, "", uncovered, "no class is covered")
-    binding = max(covered, key=lambda c: c.kappa)
-    closed = all(c.verdict in {"saturated: more width cannot help", "dead stays dead"} for c in covered)
-    open_ones = ", ".join(f"{c.name}: {c.verdict}" for c in covered if c.verdict.startswith(("not", "wants", "would")))
-    residuals = [c.residual for c in covered if c.alive]
-    return Certificate(
-        binding.kappa,
-        found.weight_decay,
-        max(residuals, default=0.0),
-        closed and not uncovered,
-        binding.name,
-        uncovered,
-        open_ones or ("uncovered: " + ", ".join(uncovered) if uncovered else ""),
-    )
-
-
-def _class_forecast(
-    task: Task, probe: Probe, c: ClassProbe, live: np.ndarray, threshold: CollapsedClass, limits: str, seed: int
-) -> ClassForecast:
-    units, decay = c.units, task.weight_decay
-    birth = birth_threshold(c, probe.params, seed=seed)
-    pull = drives(probe.params, _with_zeros(probe), units) if not c.reason else None
-    values = np.full(len(units), np.nan) if pull is None else np.where(live, pull.drive, np.nan)
-    dying = _dying(pull, live, decay)
-    residual = _residual(pull, live, dying, decay)
-    reason = c.reason or birth.reason or limits
-    verdict = "not applicable" if reason else _judge(birth.kappa, decay, live, residual)
-    notes = [reason, *_notes(task, birth, threshold, verdict)]
+def _class_forecast(task: Task, units: Units, found: ClassNumbers, limits: str, model: nn.Module) -> ClassForecast:
+    decay = task.weight_decay
+    live = found.live
+    dying = _dying(found, decay)
+    residual = _residual(found, dying, decay)
+    reason = found.reason or limits
+    verdict = "not applicable" if reason else _judge(found, decay, residual)
+    rank = _rank(units, found, decay, residual)
+    rate = found.kappa - decay
+    spectra = found.spectra
+    gauged = bool(gauge(units, model)) and "normalised" not in units.flags and bool(units.gains)
+    applies = verdict != "not applicable"
     return ClassForecast(
         name=units.name,
+        kind=units.kind,
         size=len(units),
         alive=int(live.sum()),
-        kappa=birth.kappa,
+        kappa=found.kappa,
+        kappa_residual=found.residual,
+        method=found.method,
         weight_decay=decay,
-        headroom=birth.kappa / decay if decay > 0 else np.nan,
-        drives=values,
-        growth=np.full(len(units), np.nan) if pull is None else np.where(live, pull.growth(decay), np.nan),
-        spectrum=birth.spectrum,
+        headroom=found.kappa / decay if decay > 0 else np.nan,
+        drives=np.where(live, found.drive, np.nan) if live.size else found.drive,
+        growth=np.where(live, found.growth - decay, np.nan) if live.size else found.growth,
+        spectrum=spectra[int(np.nanargmax(spectra[:, 0]))] if np.isfinite(spectra).any() else np.zeros(0),
+        fiber_spectra=spectra,
         residual=residual,
         verdict=verdict,
-        rate=birth.kappa - decay,
+        rate=rate,
+        relearning_steps=(1 - task.momentum) / (task.lr * rate) if rate > 0 else np.inf if rate <= 0 else np.nan,
         dying=dying,
-        critical_weight_decay=threshold.lambda_c,
-        predicted_rank=_rank(c, birth, threshold, decay, residual, live),
+        survivors=_survivors(found, rank, dying) if applies else None,
+        critical_weight_decay=found.threshold.lambda_c,
+        predicted_rank=rank,
+        rank=found.rank,
+        noise=noise_limits(task, found.curvatures, decay),
+        effective_lr=_effective_lr(task, units) if gauged else np.nan,
+        equilibrium_rotation=(2 * task.lr * decay) ** 0.5 if gauged else np.nan,
+        binding=_binding(units, found),
         valid=verdict not in {"not applicable", "not stationary"},
-        reason="; ".join(n for n in notes if n),
+        reason="; ".join(n for n in (reason, *_notes(task, found, verdict)) if n),
     )
 
 
-def _judge(kappa: float, decay: float, live: np.ndarray, residual: float) -> str:
-    if not live.any():
-        return "dead stays dead" if kappa < decay else "would be reborn"
+def _judge(found: ClassNumbers, decay: float, residual: float) -> str:
+    if not found.live.any():
+        return "dead stays dead" if found.kappa < decay else "would be reborn"
     if not residual <= _STATIONARY:
         return "not stationary"
-    if kappa <= decay * (_SATURATED + residual):
+    if found.degree > 1:
+        return "small units cannot grow"
+    if found.kappa <= decay * (_SATURATED + residual):
         return "saturated: more width cannot help"
     return "wants more width"
 
 
-def _dying(pull: Drives | None, live: np.ndarray, decay: float) -> tuple[int, ...]:
+def _dying(found: ClassNumbers, decay: float) -> tuple[int, ...]:
     """Live units that shrink faster than the slack explains."""
-    if pull is None or decay == 0:
+    if decay == 0 or not found.live.size:
         return ()
-    return tuple(int(i) for i in np.flatnonzero(live & (pull.growth(decay) < -_STATIONARY * decay)))
+    return tuple(int(i) for i in np.flatnonzero(found.live & (found.growth - decay < -_STATIONARY * decay)))
 
 
-def _residual(pull: Drives | None, live: np.ndarray, dying: tuple[int, ...], decay: float) -> float:
+def _residual(found: ClassNumbers, dying: tuple[int, ...], decay: float) -> float:
     """Largest misfit of the units that live and do not die; infinite if every live unit is dying."""
-    if pull is None or decay == 0 or not live.any():
+    staying = found.live.copy()
+    if decay == 0 or not staying.any() or np.isnan(found.drive[staying]).all():
         return float("nan")
-    staying = live.copy()
     staying[list(dying)] = False
-    return float(np.nanmax(pull.misfit(decay)[staying])) if staying.any() else float("inf")
+    misfit = found.misfit(decay)[staying]
+    return float(np.nanmax(misfit)) if np.isfinite(misfit).any() else float("inf")
 
 
-def _rank(
-    c: ClassProbe, birth: Birth, threshold: CollapsedClass, decay: float, residual: float, live: np.ndarray
-) -> int | None:
+def _rank(units: Units, found: ClassNumbers, decay: float, residual: float) -> int | None:
     """Modes that survive λ: those at λ of a stationary linear class; near λ_c those above λ at the collapsed state."""
-    if c.activation is None or np.isnan(c.activation.slope) or decay == 0:
+    spectra, threshold = found.spectra, found.threshold
+    if decay == 0 or not spectra.size or found.method == "ascent":
         return None
-    if c.units.activation == "identity" and live.any() and residual <= _STATIONARY:
-        return predicted_rank(birth.spectrum, decay, margin=_STATIONARY)
+    linear = units.activation == "identity" or "linear" in units.flags
+    if linear and found.live.any() and residual <= _STATIONARY:
+        return predicted_rank(spectra[np.isfinite(spectra)], decay, margin=_STATIONARY)
     near_collapse = decay > _NEAR_COLLAPSE * threshold.lambda_c
     return predicted_rank(threshold.spectrum, decay) if near_collapse else None
+
+
+def _survivors(found: ClassNumbers, rank: int | None, dying: tuple[int, ...]) -> int | None:
+    """How many units or modes are left in the end."""
+    if found.rank is not None and rank is not None:
+        return rank
+    return int(found.live.sum()) - len(dying)
+
+
+def _effective_lr(task: Task, units: Units) -> float:
+    """Median over the units of lr / ‖w‖²."""
+    rows = unit_rows({k: p.detach() for k, p in task.model.named_parameters()}, units, "write")
+    squares = np.square(rows).sum(1)
+    return float(np.median(task.lr / squares[squares > 0])) if (squares > 0).any() else float("inf")
+
+
+def _binding(units: Units, found: ClassNumbers) -> str:
+    """The unit or mode with the smallest drive: the plane on which it is zero is the next one to be fallen on."""
+    drive = np.where(found.live, found.drive, np.nan) if found.live.size else found.drive
+    if not np.isfinite(drive).any():
+        return ""
+    i = int(np.nanargmin(drive))
+    if found.by_mode:
+        fiber, mode = divmod(i, units.size)
+        head = f"[{fiber}]" if units.fibers > 1 else ""
+        return f"{units.name}{head}: mode {mode} dropped"
+    fiber, unit = divmod(i, units.size)
+    return f"{units.name}: {unit} = 0" if units.fibers == 1 else f"{units.name}[{fiber}]: {unit} = 0"
 
 
 def _optimizer_limits(task: Task) -> str:
@@ -231,40 +238,40 @@ def _optimizer_limits(task: Task) -> str:
     return ""
 
 
-def _notes(task: Task, birth: Birth, threshold: CollapsedClass, verdict: str) -> list[str]:
-    notes = []
+def _notes(task: Task, found: ClassNumbers, verdict: str) -> list[str]:
+    notes, threshold = [], found.threshold
     if verdict == "not stationary":
         notes.append("the drives differ from λ: κ, drives and dying units describe this moment only")
     if verdict != "not applicable" and task.momentum:
         notes.append(f"rates are per lr/(1 − momentum) = {task.lr / (1 - task.momentum):.3g}")
-    if not birth.converged:
-        notes.append("κ is a lower bound, the ascent did not converge")
-    if not threshold.reason and not threshold.fitted_bias:
+    if found.degree > 1 and not found.reason:
+        notes.append("units of three factors: a small one feels no pull at any weight decay, only a large one can live")
+    if found.note:
+        notes.append(found.note)
+    if not threshold.reason and not threshold.fitted_bias and found.degree == 1:
         notes.append("no output bias to fit at the collapsed state")
     if not threshold.reason and not threshold.converged:
         notes.append("critical weight decay did not converge")
     return notes
 
 
-def _whole_network(task: Task, probe: Probe, thresholds: Sequence[CollapsedClass]) -> CollapseThreshold:
-    """The threshold of the network if it has exactly one hidden layer."""
-    if len(probe.classes) != 1:
-        reason = (
-            f"{len(probe.classes)} classes of units: with two or more hidden layers the zero state is stable at every "
-            "weight decay, and training dies at a jump, below the critical weight decay of each class"
-        )
-        return CollapseThreshold(np.nan, np.zeros(0), False, None, reason)
-    c, found = probe.classes[0], thresholds[0]
-    homogeneous = c.activation is not None and bool(np.isnan(c.activation.slope)) and not found.reason
-    rank = None if homogeneous or found.reason else predicted_rank(found.spectrum, task.weight_decay)
-    reason = found.reason or "one hidden layer, output bias at its optimum; local stability of the collapsed state"
-    return CollapseThreshold(found.lambda_c, found.spectrum, homogeneous, rank, reason)
-
-
-def _no_threshold(reason: str) -> CollapsedClass:
-    return CollapsedClass(np.nan, np.zeros(0), False, False, reason)
-
-
-def _with_zeros(probe: Probe) -> dict[str, Tensor]:
-    """Gradients with zeros for frozen parameters."""
-    return {k: probe.gradients.get(k, p.new_zeros(p.shape)) for k, p in probe.params.items()}
+def _whole_network(
+    task: Task, copy: Task, symmetries: Symmetries | Sequence[Units], probe: Probe, numbers: Sequence[ClassNumbers],
+    steps: int,
+) -> CollapseThreshold:  # fmt: skip
+    """The threshold of the network: closed form with one hidden layer, continuation with several."""
+    if len(probe.classes) == 1:
+        found = numbers[0].threshold
+        kink = numbers[0].method == "ascent" and not found.reason
+        rank = None if kink or found.reason else predicted_rank(found.spectrum, task.weight_decay)
+        reason = found.reason or "one hidden layer, output bias at its optimum; local stability of the collapsed state"
+        return CollapseThreshold(found.lambda_c, found.spectrum, kink, rank, reason, 0.0, 0 if found.reason else 2)
+    about = (
+        f"{len(probe.classes)} classes of units: with two or more hidden layers the zero state is stable at every "
+        "weight decay, and training dies at a jump, below the critical weight decay of each class"
+    )
+    if not steps:
+        return CollapseThreshold(np.nan, np.zeros(0), False, None, about, np.nan, 1)
+    jump = whole_network_threshold(copy, symmetries, max_steps=steps)
+    reason = f"{about}; {jump.reason}" if jump.reason else about
+    return CollapseThreshold(jump.lambda_c, np.zeros(0), False, None, reason, jump.uncertainty, 1)

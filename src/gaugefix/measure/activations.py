@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class Activation:
     odd: bool = False
     homogeneous: bool = False
 
-    @property
+    @cached_property
     def vanishes(self) -> bool:
         """Whether φ(0) = 0: a unit without incoming weights then contributes nothing."""
         return float(self.function(torch.zeros(()))) == 0.0

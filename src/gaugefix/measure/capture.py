@@ -197,6 +197,8 @@ def _assemble(units: Units, modules: _Structure | str, records: dict[str, list[_
     index = {s.param.rpartition(".")[0]: s.index[0, :, 0] for s in units.slices}
     before = np.sum([out[:, index[name]] for name, out in zip(writers, outputs, strict=True)], axis=0)
     after = [x[:, index[name]] for name, x in zip(readers, seen, strict=True)]
+    if len(writers) > 1 and not before.any():
+        return _failed(units, "several layers write the class and all are zero: sum or product cannot be told")
     activation = _identify(units, before, after)
     if activation is None:
         return _failed(units, f"the values between the two sides are not those of {units.activation!r} alone")

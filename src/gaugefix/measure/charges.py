@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from gaugefix.errors import MeasurementError
-from gaugefix.measure.classes import exact_copy, rescaling_fails, units_of
+from gaugefix.measure.charge_forms import unit_form
+from gaugefix.measure.charge_ledger import run_ledger
+from gaugefix.measure.classes import rescaling_fails, units_of
 from gaugefix.measure.records import Record
 from gaugefix.symmetry import Symmetries, Units
 from gaugefix.task import Task
-from gaugefix.theory import predict_charge_step, predict_momentum_charge_step
-from gaugefix.training import make_optimizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +87,7 @@ def balance(params: Mapping[str, Tensor], symmetries: Symmetries | Sequence[Unit
 
     Example:
         >>> from gaugefix.symmetry import Slice
+        >>> import torch
         >>> index = np.arange(2).reshape(1, 2, 1)
         >>> hidden = Units("0", 2, 1, (Slice("w", 0, index, "write"), Slice("u", 1, index, "read")), "relu")
         >>> balance({"w": torch.eye(2), "u": 2 * torch.eye(2)}, [hidden])[0].charge
@@ -111,8 +111,9 @@ def charge_decomposition(
     Returns:
         The first-order and the second-order part, ``(n,)`` each.
     """
+    form = unit_form(units)
     change = {k: after[k].detach() - before[k].detach() for k in units.parameters}
-    return 2 * _inner(before, change, units), _inner(change, change, units)
+    return 2 * form.inner(before, change), form.inner(change, change)
 
 
 def check_charge_law(
@@ -156,79 +157,8 @@ def check_charge_law(
     classes = [u for u in units_of(symmetries) if u.name in applies]
     if not classes:
         return ChargeReport(start, ())
-    clone = exact_copy(task)
-    clone.model.train(task.model.training)
-    ledger = _Ledger(clone, classes)
-    done = 0
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # for dropout in a model left in training mode
-        while done < steps:
-            for batch in clone.batch_iter(seed + done):
-                ledger.step(batch)
-                done += 1
-                if done == steps:
-                    break
-    return ChargeReport(start, tuple(ledger.law(u, done) for u in classes))
-
-
-class _Ledger:
-    """Real optimiser steps next to the charges that the law books for them."""
-
-    def __init__(self, task: Task, classes: Sequence[Units]) -> None:
-        self.task, self.classes = task, classes
-        self.params = dict(task.model.named_parameters())
-        self.optimizer = make_optimizer(task)
-        self.exact = task.optimizer == "sgd"
-        self.predicted = {u.name: self._charge(u) for u in classes}
-
-    def step(self, batch: object) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        self.task.loss(self.task.model, batch).mean().backward()
-        before = {k: p.detach().clone() for k, p in self.params.items()}
-        gradients = {k: torch.zeros_like(p) if p.grad is None else p.grad.clone() for k, p in self.params.items()}
-        momenta = self._momenta()
-        self.optimizer.step()
-        for u in self.classes:
-            self.predicted[u.name] = self._book(u, before, gradients, momenta)
-
-    def _book(
-        self, units: Units, before: dict[str, Tensor], gradients: dict[str, Tensor], momenta: dict[str, Tensor]
-    ) -> np.ndarray:
-        task, charge = self.task, self.predicted[units.name]
-        if not self.exact:
-            return np.asarray(charge + charge_decomposition(before, self.params, units)[1])
-        if task.momentum == 0:
-            pull = _inner(gradients, gradients, units)
-            return predict_charge_step(charge, pull, lr=task.lr, weight_decay=task.weight_decay)
-        full = {k: g + task.weight_decay * before[k] for k, g in gradients.items()}
-        return predict_momentum_charge_step(
-            charge,
-            _inner(before, before, units),
-            _inner(full, full, units),
-            _inner(momenta, full, units),
-            lr=task.lr,
-            momentum=task.momentum,
-            weight_decay=task.weight_decay,
-        )
-
-    def law(self, units: Units, steps: int) -> ChargeLaw:
-        predicted, measured = self.predicted[units.name], self._charge(units)
-        total = sum(_norms_sq(self.params, units))
-        scale = float(np.max(total)) or 1.0
-        error = float(np.max(np.abs(predicted - measured))) / scale
-        return ChargeLaw(units.name, steps, predicted, measured, error, self.exact)
-
-    def _charge(self, units: Units) -> np.ndarray:
-        """Q of the parameters, shifted against the momentum if there is any."""
-        shift = self.task.lr * self.task.momentum / (1 - self.task.momentum) if self.exact else 0.0
-        momenta = self._momenta()
-        shifted = {k: p.detach() - shift * momenta[k] for k, p in self.params.items()}
-        return _inner(shifted, shifted, units)
-
-    def _momenta(self) -> dict[str, Tensor]:
-        state = self.optimizer.state
-        buffers = {k: state[p].get("momentum_buffer") if p in state else None for k, p in self.params.items()}
-        return {k: torch.zeros_like(self.params[k]) if b is None else b.clone() for k, b in buffers.items()}
+    ledger = run_ledger(task, [unit_form(u) for u in classes], steps=steps, seed=seed)
+    return ChargeReport(start, tuple(ChargeLaw(*ledger.law(form.name)) for form in ledger.forms))
 
 
 def _balance(params: Mapping[str, Tensor], units: Units, reason: str) -> UnitBalance:
@@ -242,10 +172,3 @@ def _norms_sq(params: Mapping[str, Tensor], units: Units) -> tuple[np.ndarray, n
     """‖u‖² and ‖w‖² of every unit."""
     u, w = (units.rows(params, role).detach().double() for role in ("read", "write"))
     return u.square().sum(1).cpu().numpy(), w.square().sum(1).cpu().numpy()
-
-
-def _inner(a: Mapping[str, Tensor], b: Mapping[str, Tensor], units: Units) -> np.ndarray:
-    """⟨a_u, b_u⟩ − ⟨a_w, b_w⟩ of every unit, the indefinite form that the charge is the square of."""
-    u = (units.rows(a, "read") * units.rows(b, "read")).detach().double().sum(1)
-    w = (units.rows(a, "write") * units.rows(b, "write")).detach().double().sum(1)
-    return np.asarray((u - w).cpu().numpy())

@@ -136,6 +136,19 @@ def exact_copy(task: Task) -> Task:
     return _with_model(task, copy.deepcopy(task.model).eval(), own)
 
 
+def single_precision_copy(task: Task) -> Task:
+    """As `exact_copy` in float32, for what need not be exact; `exact_copy` itself if the loss does not allow it.
+
+    Args:
+        task: the original.
+
+    Returns:
+        The copy; its ``batches`` cast the data.
+    """
+    clone = _with_model(task, copy.deepcopy(task.model).to(torch.float32).eval(), torch.float32)
+    return clone if _evaluates(clone) else exact_copy(task)
+
+
 def _evaluates(task: Task) -> bool:
     """Whether the loss runs in this precision: on two samples where a batch can be cut, else on a whole one."""
     batch = task.first_batch()

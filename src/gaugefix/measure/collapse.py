@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,11 +9,12 @@ import numpy as np
 from torch import Tensor
 
 from gaugefix.errors import MeasurementError
-from gaugefix.measure.activations import known_activation
 from gaugefix.measure.classes import units_of
+from gaugefix.measure.clusters import find_clusters
+from gaugefix.measure.modes import Sides, two_sides
 from gaugefix.measure.records import Record
-from gaugefix.measure.sizes import DEFAULT_TOLERANCE, live_units, unit_length, unit_rows, unit_sizes
-from gaugefix.measure.spectra import class_spectrum, effective_rank, numerical_rank
+from gaugefix.measure.sizes import DEFAULT_TOLERANCE, live_units, unit_rows, unit_sizes
+from gaugefix.measure.spectra import class_rank, effective_rank
 from gaugefix.symmetry import Symmetries, Units
 
 
@@ -43,6 +43,8 @@ class UnitCollapse(Record):
         tolerance: relative size below which a unit is dead and a distance is zero.
         verdict: "healthy", "collapsed" (every unit dead), or any of "dead units", "duplicate units", "low rank"
             joined by ", ".
+        sign_tied: those duplicates that are negatives of each other, as pairs (odd activations that are not linear).
+            Flipping the sign of one unit makes them plain duplicates, so that they are no verdict of their own.
     """
 
     name: str
@@ -63,6 +65,7 @@ class UnitCollapse(Record):
     nearest_distance: float
     tolerance: float
     verdict: str
+    sign_tied: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,11 +100,13 @@ def collapse_report(
     small has collapsed. The reference is the largest unit, or a tenth of a freshly initialised one if that is larger.
 
     *Duplicate*: live units with one incoming slice, up to a positive factor if the activation is homogeneous and up
-    to sign if it is odd. They compute the same feature and merge exactly, whatever their outgoing weights.
+    to sign if it is odd (*sign-tied*). They compute one feature and merge exactly, whatever their outgoing weights.
+    A class with a general linear group has none: whether two of its units agree is a matter of basis, its rank is not.
 
     *Low rank*: the incoming matrix of the live, distinct units (each row of norm 1 if the activation is homogeneous,
     so that an unbalanced layer is not mistaken for a thin one) has fewer nonzero singular values than its shape
-    allows; for a linear class it is the product of outgoing and incoming matrix, which no change of basis alters.
+    allows; for a class between linear maps (queries and keys of a head, values and outputs, adapters) it is the
+    product of its two sides, fiber by fiber, which no change of basis alters.
     Singular values count as zero below ``σ₁ max(shape) eps(dtype)``, or behind a gap of a factor 10 whose lower edge
     is below ``σ₁ tolerance / (10 max(shape))``, far under the smallest singular value of a random square matrix.
 
@@ -131,7 +136,9 @@ def collapse_report(
     tol = DEFAULT_TOLERANCE if tolerance is None else tolerance
     if not 0 < tol < 1:
         raise MeasurementError(f"collapse_report: tolerance must be in (0, 1), got {tol!r}; the default is 0.01.")
-    classes = [_collapse(params, u, (inputs or {}).get(u.name), tol) for u in units_of(units) if u.slices]
+    classes = [
+        _collapse(params, u, rank_sides(u, units), (inputs or {}).get(u.name), tol) for u in units_of(units) if u.slices
+    ]
     return CollapseReport(
         tuple(classes),
         n_dead=sum(len(c.dead) for c in classes),
@@ -140,19 +147,33 @@ def collapse_report(
     )
 
 
-def _collapse(params: Mapping[str, Tensor], units: Units, inputs: Tensor | None, tol: float) -> UnitCollapse:
+def rank_sides(units: Units, symmetries: Symmetries | Sequence[Units]) -> Sides | None:
+    """The two sides of a class whose rank is that of their product: between linear maps, and not a class of heads.
+
+    Args:
+        units: the class.
+        symmetries: the search result it comes from, which knows the two sides of queries and keys.
+
+    Returns:
+        Slices of the two sides, or None.
+    """
+    return two_sides(units, symmetries) if not units.flags or "linear" in units.flags else None
+
+
+def _collapse(
+    params: Mapping[str, Tensor], units: Units, sides: Sides | None, inputs: Tensor | None, tol: float
+) -> UnitCollapse:
     sizes, live = unit_sizes(params, units), live_units(params, units, tol)
-    features = _features(params, units)
-    clusters, pair, distance = _cluster(features, live, sizes, units, tol)
-    spectrum, max_rank = class_spectrum(params, units, live, len(clusters))
-    rank = numerical_rank(spectrum, max_rank, units, params, tol)
-    duplicates = tuple(tuple(c) for c in sorted(clusters, key=len, reverse=True) if len(c) > 1)
+    found = find_clusters(params, units, live, sizes, tol, linear="linear" in units.flags)
+    rank = class_rank(params, units, live, found.per_fiber(units), sides, tol)
+    spectrum = rank.spectrum
+    duplicates = tuple(tuple(c) for c in sorted(found.clusters, key=len, reverse=True) if len(c) > 1)
     findings = {
         "dead units": not live.all(),
         "duplicate units": bool(duplicates),
-        "low rank": rank < min(spectrum.size, max_rank),
+        "low rank": rank.rank < rank.expected,
     }
-    verdict = ", ".join(k for k, found in findings.items() if found) or "healthy"
+    verdict = ", ".join(k for k, found_it in findings.items() if found_it) or "healthy"
     return UnitCollapse(
         name=units.name,
         size=units.size,
@@ -162,63 +183,18 @@ def _collapse(params: Mapping[str, Tensor], units: Units, inputs: Tensor | None,
         norms=sizes,
         dead=tuple(int(i) for i in np.flatnonzero(~live)),
         duplicates=duplicates,
-        distinct=len(clusters),
+        distinct=len(found.clusters),
         inactive=_inactive(params, units, inputs, live),
         effective_rank=effective_rank(spectrum),
-        numerical_rank=rank,
-        max_rank=max_rank,
+        numerical_rank=rank.rank,
+        max_rank=rank.max_rank,
         spectrum=spectrum,
-        nearest_pair=pair,
-        nearest_distance=distance,
+        nearest_pair=found.nearest_pair,
+        nearest_distance=found.nearest_distance,
         tolerance=tol,
         verdict=verdict if live.any() else "collapsed",
+        sign_tied=tuple(sorted((min(a, b), max(a, b)) for b, a in found.sign_tied)),
     )
-
-
-def _features(params: Mapping[str, Tensor], units: Units) -> np.ndarray:
-    """What a unit computes: its incoming slice, of norm 1 if scale is a gauge."""
-    rows = unit_rows(params, units, "write" if units.incoming else None)
-    if units.homogeneous and units.incoming:
-        return unit_length(rows)
-    return rows
-
-
-def _cluster(
-    features: np.ndarray, live: np.ndarray, sizes: np.ndarray, units: Units, tol: float
-) -> tuple[list[list[int]], tuple[int, int] | None, float]:
-    """Clusters of equal live units, and the closest two of different clusters."""
-    activation = known_activation(units.activation)
-    signed = activation is not None and activation.odd
-    clusters: list[list[int]] = []
-    nearest: tuple[float, tuple[int, int] | None] = (math.inf, None)
-    for fiber in range(units.fibers):
-        members = np.arange(fiber * units.size, (fiber + 1) * units.size)
-        members = members[live[members]]
-        members = members[np.argsort(-sizes[members], kind="stable")]  # the largest unit leads its cluster
-        leaders: list[int] = []
-        groups: list[list[int]] = []
-        for i in members.tolist():
-            distances = _distances(features[leaders], features[i], signed)
-            k = int(distances.argmin()) if leaders else -1
-            if leaders and distances[k] < tol:
-                groups[k].append(i)
-                continue
-            if leaders and distances[k] < nearest[0]:
-                nearest = (float(distances[k]), (leaders[k], i))
-            leaders.append(i)
-            groups.append([i])
-        clusters += [sorted(g) for g in groups]
-    pair = None if nearest[1] is None else (min(nearest[1]), max(nearest[1]))
-    return clusters, pair, nearest[0] if pair else math.nan
-
-
-def _distances(others: np.ndarray, row: np.ndarray, signed: bool) -> np.ndarray:
-    """‖a − b‖/√2 relative to √(‖a‖² + ‖b‖²), the smaller over the sign where it is a gauge."""
-    total = np.sqrt((others**2).sum(1) + (row**2).sum())
-    gap = np.linalg.norm(others - row, axis=1)
-    if signed:
-        gap = np.minimum(gap, np.linalg.norm(others + row, axis=1))
-    return np.asarray(gap / (math.sqrt(2) * np.where(total > 0, total, 1.0)))
 
 
 def _inactive(params: Mapping[str, Tensor], units: Units, inputs: Tensor | None, live: np.ndarray) -> tuple[int, ...]:

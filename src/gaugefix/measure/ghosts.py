@@ -160,7 +160,35 @@ def collapsed_probe(
     max_samples: int = 4096,
     seed: int = 0,
 ) -> tuple[ClassProbe, bool]:
-    """Probe a class at its collapsed state: all its slices zero, free biases at their optimum, the rest as it is.
+    """Probe a class at its collapsed state: all its weights zero, the free biases at their optimum, the rest as it is.
+
+    Args:
+        copy: from `exact_copy`; it is not changed.
+        units: the class to collapse.
+        classes: all classes of the model.
+        weight_decay: λ of the free biases.
+        max_samples: stop after the batch that reaches this number.
+        seed: of the data order.
+
+    Returns:
+        The probe, and whether there was a free bias to fit.
+    """
+    collapsed, fitted = collapsed_task(
+        copy, units, classes, weight_decay=weight_decay, max_samples=max_samples, seed=seed
+    )
+    return probe_classes(collapsed, [units], max_samples=max_samples).classes[0], fitted
+
+
+def collapsed_task(
+    copy: Task,
+    units: Units,
+    classes: Sequence[Units],
+    *,
+    weight_decay: float,
+    max_samples: int = 4096,
+    seed: int = 0,
+) -> tuple[Task, bool]:
+    """A task whose class is wholly dead, with the free biases at their optimum and the rest as it is.
 
     Free biases are the trainable vectors that belong to no class: those of the output.
 
@@ -173,7 +201,7 @@ def collapsed_probe(
         seed: of the data order.
 
     Returns:
-        The probe, and whether there was a free bias to fit.
+        The task, with its batches in memory, and whether there was a free bias to fit.
     """
     model = copying.deepcopy(copy.model)
     params = dict(model.named_parameters())
@@ -187,7 +215,7 @@ def collapsed_probe(
     free = [p for k, p in trainable(model).items() if p.ndim == 1 and k not in taken]
     if free:
         _fit(collapsed, free, weight_decay)
-    return probe_classes(collapsed, [units], max_samples=max_samples).classes[0], bool(free)
+    return collapsed, bool(free)
 
 
 def _fit(task: Task, free: list[torch.nn.Parameter], weight_decay: float) -> None:

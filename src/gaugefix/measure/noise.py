@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gaugefix.errors import MeasurementError
-from gaugefix.measure.classes import exact_copy, sample_shapes
-from gaugefix.measure.perexample import Moments, add_moments, ghost_layouts, trainable
+from gaugefix.measure.classes import exact_copy, units_of
+from gaugefix.measure.moments import collect_moments
+from gaugefix.measure.perexample import Moments, trainable
 from gaugefix.measure.records import Record
+from gaugefix.symmetry import Symmetries, Units
 from gaugefix.task import Task
 
 
@@ -42,7 +45,7 @@ class GradientNoise(Record):
         n_samples: number of samples used.
         stderr: standard error of ``total.trace`` over the samples.
         temperature: lr / batch_size.
-        method: "ghost norms", "vmap" or "loop".
+        method: "ghost norms", "vmap" or "loop", joined by ", " where parameters went different ways.
     """
 
     groups: tuple[NoiseGroup, ...]
@@ -67,8 +70,11 @@ def gradient_noise(task: Task, *, max_samples: int = 2048, seed: int = 0) -> Gra
         seed: of the data order.
 
     Returns:
-        The moments. Cost: one forward and backward pass for a stack of Linear layers (ghost norms), else the
-        gradients of all samples by vmap in chunks, else one backward pass per sample.
+        The moments. Cost: about one forward and backward pass where the norms can be read off the autograd graph
+        (matrix products, convolutions, embeddings, norms, attention, what is added or multiplied entry by entry, and
+        weights that are used several times); for the parameters of other operations the gradients of all samples by
+        vmap in chunks, else one backward pass per sample. Every parameter's norms are held against backward passes
+        of single samples before they are used.
 
     Raises:
         MeasurementError: if no parameter is trainable or ``max_samples`` < 1.
@@ -87,29 +93,57 @@ def gradient_noise(task: Task, *, max_samples: int = 2048, seed: int = 0) -> Gra
     return _summary(moments, task)
 
 
-def collect_moments(copy: Task, *, max_samples: int = 2048, seed: int = 0, diagonal: bool = False) -> Moments:
-    """Sums over the samples of their gradients and squared gradients.
+@dataclass(frozen=True, eq=False)
+class UnitNoise(Record):
+    """Gradient noise of every unit of a class (n = fibers * size), for batch size 1.
+
+    Attributes:
+        name: of the class.
+        incoming: ``(n,)`` trace of the covariance over the incoming slices of the unit.
+        outgoing: ``(n,)`` over its outgoing slices.
+        gains: ``(n,)`` over its gains and shifts.
+        incoming_mean_sq: ``(n,)`` squared norm of the mean gradient of the incoming slices.
+        outgoing_mean_sq: ``(n,)`` of the outgoing slices.
+        n_samples: number of samples used.
+    """
+
+    name: str
+    incoming: np.ndarray
+    outgoing: np.ndarray
+    gains: np.ndarray
+    incoming_mean_sq: np.ndarray
+    outgoing_mean_sq: np.ndarray
+    n_samples: int
+
+
+def unit_noise(
+    task: Task, symmetries: Symmetries | Sequence[Units], *, max_samples: int = 2048, seed: int = 0
+) -> tuple[UnitNoise, ...]:
+    """Trace of the gradient covariance of every unit, Tr C_w and Tr C_u of its two sides (arXiv 2308.06671).
+
+    A unit whose two sides can be rescaled is in balance where Tr C_u = Tr C_w.
 
     Args:
-        copy: from `exact_copy`.
+        task: gives model, loss and data.
+        symmetries: what `find_symmetries` gave, or the classes themselves.
         max_samples: stop after the batch that reaches this number.
         seed: of the data order.
-        diagonal: also of the squares of every entry.
 
     Returns:
-        The sums.
+        One entry per class whose parameters are all trainable. Cost: `gradient_noise` and, where inputs have
+        positions, the gradients of single samples in small blocks.
     """
-    moments = Moments(diagonal={} if diagonal else None)
-    layouts: dict[tuple[torch.Size, ...], dict[str, tuple[int, ...]]] = {}
-    with torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
-        for batch in copy.batch_iter(seed):
-            shape = sample_shapes(batch)
-            if shape not in layouts:
-                layouts[shape] = ghost_layouts(copy, batch)
-            add_moments(copy, batch, moments, layouts[shape])
-            if moments.count >= max_samples:
-                break
-    return moments
+    moments = collect_moments(exact_copy(task), max_samples=max_samples, seed=seed, diagonal=True)
+    n, found = moments.count, []
+    mean_sq = {k: (t / n).square() for k, t in moments.total.items()}
+    trace = {k: (d / n - mean_sq[k]).clamp(min=0) for k, d in (moments.diagonal or {}).items()}
+    for u in units_of(symmetries):
+        if not u.slices or any(p not in trace for p in u.parameters):
+            continue
+        sides = [u.rows(trace, role).sum(1).double().cpu().numpy() for role in ("write", "read", "gain")]
+        means = [u.rows(mean_sq, role).sum(1).double().cpu().numpy() for role in ("write", "read")]
+        found.append(UnitNoise(u.name, sides[0], sides[1], sides[2], means[0], means[1], n))
+    return tuple(found)
 
 
 def _summary(moments: Moments, task: Task) -> GradientNoise:

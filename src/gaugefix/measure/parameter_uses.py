@@ -48,6 +48,7 @@ class Use:
         return GradientEdge(self.node, 0)
 
 
+@torch.no_grad()
 def parameter_uses(output: Tensor, params: Mapping[str, Tensor]) -> dict[str, list[Use] | None]:
     """Every use of every parameter in the graph of a tensor.
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 #: largest block of formed gradients, in numbers: small enough to stay in the cache of a processor
 _BLOCK = 1 << 18
-#: what one number of a formed gradient costs next to one multiplication of a matrix product
-_MEMORY_COST = 12
+#: what one number of a formed gradient costs, in multiplications and additions of a matrix product
+_MEMORY_COST = 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,12 +67,14 @@ def forming_pays(positions: int, left: int, right: int) -> bool:
     return positions > 1 and 2 * positions**2 * (left + right) > _MEMORY_COST * left * right
 
 
+@torch.no_grad()
 def squares(pieces: Sequence[Piece], visit: Callable[[Tensor], None] | None = None) -> Tensor:
     """Squared norms of the gradients of a parameter that the pieces add up to.
 
     Args:
         pieces: one for every use of the parameter, all `Formed` or all `Outer`.
-        visit: is given the formed gradients, ``(samples, entries)`` at a time; without it they are not formed.
+        visit: is given the formed gradients, ``(samples, entries)`` at a time; it must not keep them. Without it they
+            are formed only where that is cheaper.
 
     Returns:
         ``(n,)``.
@@ -89,15 +91,20 @@ def squares(pieces: Sequence[Piece], visit: Callable[[Tensor], None] | None = No
         if visit is not None:
             visit(rows)
         return _squared(rows)
-    if visit is None:
+    positions = sum(p.right.shape[2] for p in outer)
+    if visit is None and (
+        any(p.one_hot for p in outer) or not forming_pays(positions, outer[0].size, outer[0].right.shape[3])
+    ):
         return _gram_squares(outer)
     found = []
     for rows in _form(outer):
-        visit(rows)
-        found.append(_squared(rows))
+        if visit is not None:
+            visit(rows)
+        found.append(torch.linalg.vecdot(rows, rows))
     return torch.cat(found)
 
 
+@torch.no_grad()
 def diagonal(pieces: Sequence[Piece]) -> Tensor:
     """Sum over the samples of the squared entries of their gradients.
 
@@ -150,25 +157,29 @@ def _left_gram(a: Outer, b: Outer) -> Tensor:
 
 
 def _form(pieces: Sequence[Outer]) -> Iterator[Tensor]:
-    """The gradients themselves, some samples at a time."""
+    """The gradients themselves, some samples at a time, in memory that the next ones overwrite."""
     n, groups, _, right = pieces[0].right.shape
-    entries = groups * pieces[0].size * right
-    step = max(1, _BLOCK // entries)
+    step = min(n, max(1, _BLOCK // (groups * pieces[0].size * right)))
+    block = pieces[0].right.new_empty(step * groups, pieces[0].size, right)
     for i in range(0, n, step):
-        yield torch.stack([_product(p, slice(i, i + step)) for p in pieces]).sum(0) if len(pieces) > 1 else _product(
-            pieces[0], slice(i, i + step)
-        )
+        part = slice(i, i + step)
+        out = block[: (min(i + step, n) - i) * groups]
+        for k, p in enumerate(pieces):
+            if p.one_hot:
+                rows = _scattered(p, part)
+                out = out.copy_(rows) if k == 0 else out.add_(rows)
+                continue
+            a, b = (t[part].flatten(0, 1) for t in (p.left, p.right))
+            out = torch.bmm(a.mT, b, out=out) if k == 0 else out.baddbmm_(a.mT, b)
+        yield out.reshape(len(out) // groups, -1)
 
 
-def _product(piece: Outer, part: slice) -> Tensor:
-    """``(samples, entries)``."""
-    right = piece.right[part]
-    if not piece.one_hot:
-        return (piece.left[part].mT @ right).reshape(len(right), -1)
-    out = right.new_zeros(len(right), piece.size + 1, right.shape[3])
-    index = piece.left[part, 0].where(piece.left[part, 0] >= 0, piece.size)
-    out.scatter_add_(1, index[..., None].expand(-1, -1, right.shape[3]), right[:, 0])
-    return out[:, :-1].reshape(len(right), -1)
+def _scattered(piece: Outer, part: slice) -> Tensor:
+    """Σ_t e_{i_t} r_tᵀ, ``(samples, a, b)``."""
+    right, index = piece.right[part, 0], piece.left[part, 0]
+    out = right.new_zeros(len(right), piece.size + 1, right.shape[2])
+    index = index.where(index >= 0, piece.size)[..., None].expand(-1, -1, right.shape[2])
+    return out.scatter_add_(1, index, right)[:, :-1]
 
 
 def _one_hot_diagonal(piece: Outer) -> Tensor:

@@ -14,6 +14,7 @@ from gaugefix.symmetry import Units
 from gaugefix.symmetry.units import Role
 
 DEFAULT_TOLERANCE = 1e-2
+_ROLES: tuple[Role, ...] = ("write", "read", "gain")
 
 
 def unit_sizes(params: Mapping[str, Tensor], units: Units) -> Float[np.ndarray, " n"]:
@@ -29,15 +30,33 @@ def unit_sizes(params: Mapping[str, Tensor], units: Units) -> Float[np.ndarray, 
     Returns:
         ``(fibers * size,)``.
     """
-    incoming, outgoing = (unit_rows(params, units, role) for role in ("write", "read"))
-    if not incoming.shape[1] and not outgoing.shape[1]:
-        return _norms(unit_rows(params, units, None))
-    if not outgoing.shape[1]:
-        return _norms(incoming)
+    rows = {role: unit_rows(params, units, role) for role in _ROLES}
+    norms = {role: _norms(r) if r.shape[1] else None for role, r in rows.items()}
+    return combined_sizes(units, norms["write"], norms["read"], norms["gain"])
+
+
+def combined_sizes(
+    units: Units, incoming: np.ndarray | None, outgoing: np.ndarray | None, gains: np.ndarray | None
+) -> Float[np.ndarray, " n"]:
+    """`unit_sizes` where the norms of the sides are known already.
+
+    Args:
+        units: the class.
+        incoming: ``(n,)`` norm of the incoming entries of every unit, None if there are none.
+        outgoing: of the outgoing entries.
+        gains: of the gains.
+
+    Returns:
+        ``(n,)``.
+    """
+    if incoming is None and outgoing is None:
+        return np.zeros(len(units)) if gains is None else gains
+    if outgoing is None:
+        return np.asarray(incoming)
     activation = known_activation(units.activation)
-    if not incoming.shape[1] or (activation is not None and not activation.vanishes):
-        return _norms(outgoing)
-    return np.asarray(np.sqrt(_norms(incoming) * _norms(outgoing)))
+    if incoming is None or (activation is not None and not activation.vanishes):
+        return outgoing
+    return np.asarray(np.sqrt(incoming * outgoing))
 
 
 def live_units(params: Mapping[str, Tensor], units: Units, tolerance: float = DEFAULT_TOLERANCE) -> np.ndarray:
@@ -55,8 +74,21 @@ def live_units(params: Mapping[str, Tensor], units: Units, tolerance: float = DE
         ``(fibers * size,)`` booleans.
     """
     sizes = unit_sizes(params, units)
-    reference = max(float(sizes.max(initial=0.0)), 0.1 * _initial_size(params, units))
-    return np.asarray(sizes >= tolerance * reference)
+    return np.asarray(sizes >= tolerance * reference_size(sizes, units, unit_rows(params, units, "read").shape[1]))
+
+
+def reference_size(sizes: np.ndarray, units: Units, outgoing_entries: int) -> float:
+    """What the size of a unit is compared with to tell whether it is alive: see `live_units`.
+
+    Args:
+        sizes: ``(n,)`` of the class.
+        units: the class.
+        outgoing_entries: number of outgoing entries of one unit.
+
+    Returns:
+        A size, above zero.
+    """
+    return max(float(sizes.max(initial=0.0)), 0.1 * _initial_size(units, outgoing_entries))
 
 
 def unit_rows(params: Mapping[str, Tensor], units: Units, role: Role | None) -> np.ndarray:
@@ -90,9 +122,8 @@ def _norms(rows: np.ndarray) -> np.ndarray:
     return np.asarray(np.linalg.norm(rows, axis=1))
 
 
-def _initial_size(params: Mapping[str, Tensor], units: Units) -> float:
+def _initial_size(units: Units, outgoing_entries: int) -> float:
     """Size of a unit under PyTorch's default initialisation, entries of variance 1/(3 fan_in)."""
     incoming = math.sqrt(1 / 3) if units.incoming else 1.0
-    entries = unit_rows(params, units, "read").shape[1]
-    outgoing = math.sqrt(entries / (3 * len(units))) if entries else 1.0
+    outgoing = math.sqrt(outgoing_entries / (3 * len(units))) if outgoing_entries else 1.0
     return math.sqrt(incoming * outgoing)

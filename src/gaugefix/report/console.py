@@ -27,7 +27,15 @@ def console_report(data: Mapping[str, Any]) -> RenderableType:
     Returns:
         Something rich can print; it fits into 80 columns. Names from the model are never read as markup.
     """
-    parts = [_headline(data), *_symmetries(data), *_layers(data), *_forecast(data), *_gaps(data), *_advice(data)]
+    parts = [
+        _headline(data),
+        *_symmetries(data),
+        *_layers(data),
+        *_forecast(data),
+        *_stability(data),
+        *_gaps(data),
+        *_advice(data),
+    ]
     return Group(*(Padding(p, (0, 0, 1, 0)) for p in parts))
 
 
@@ -93,6 +101,18 @@ def _forecast(data: Mapping[str, Any]) -> Iterator[RenderableType]:
     if len(data["forecast"]["classes"]) > 1:
         note += "\n With several hidden layers training dies well below λ_c, all layers at once."
     yield _titled(f"Forecast at weight decay λ = {decay}", table, note)
+
+
+def _stability(data: Mapping[str, Any]) -> Iterator[RenderableType]:
+    mirrors = ((data["full"] or {}).get("lyapunov") or {"mirrors": ()})["mirrors"]
+    if not mirrors:
+        return
+    table = _table("nearest mirror planes", "distance", "Λ per step", "± s.e.", "verdict")
+    table.columns[-1].justify = "left"
+    for m in mirrors:
+        cells = (number(m["distance"]), number(m["value"]), number(m["stderr"], 2))
+        table.add_row(Text(m["name"]), *cells, Text(m["verdict"]))
+    yield _titled("Stability under noise", table, "Λ < 0: SGD falls onto the plane.")
 
 
 def _gaps(data: Mapping[str, Any]) -> Iterator[RenderableType]:

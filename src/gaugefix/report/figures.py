@@ -1,21 +1,15 @@
-"""The plots of the page as plain Plotly specifications.
-
-Colours are written ``"var:--name"``; the page replaces them by its CSS variables, so plots follow the theme. Names
-from the model are escaped here because Plotly reads a subset of HTML in labels.
-"""
+"""The plots of an audit; see `gaugefix.report.plotting` for what they have in common."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from gaugefix.report.format import number
-
-Figure = dict[str, Any]
-_SERIES = tuple(f"var:--series-{i}" for i in range(1, 7))
-_SMALLEST = 1e-12  # what a log axis can show
+from gaugefix.report.full_figures import full_figures
+from gaugefix.report.plotting import SERIES, SMALLEST, Figure, log_axis, make_figure
 
 
 def figures(data: Mapping[str, Any]) -> dict[str, Figure]:
@@ -33,21 +27,9 @@ def figures(data: Mapping[str, Any]) -> dict[str, Figure]:
         "balance": _balance(data["charges"]["units"]) if data["charges"] else None,
         "noise": _noise(data["noise"]["groups"]) if data["noise"] else None,
         "training": _training(data["training"]),
+        **(full_figures(data["full"]) if data["full"] else {}),
     }
     return {name: figure for name, figure in made.items() if figure is not None}
-
-
-def _figure(label: str, traces: Sequence[Mapping[str, Any]], *, height: int = 340, **layout: Any) -> Figure:
-    return {"label": label, "height": height, "data": list(traces), "layout": layout}
-
-
-def _log_axis(title: str, values: Iterable[float | None]) -> dict[str, Any]:
-    """A logarithmic axis with few labels: 1, 2, 5 over a few decades, only powers of ten over many."""
-    shown = [math.log10(v) for v in values if v is not None and v > _SMALLEST]
-    decades = max(shown, default=0.0) - min(shown, default=0.0)
-    step: float | str = max(1, round(decades / 5)) if decades > 3 else "D2" if decades > 0.7 else "D1"
-    powers = {"tickformat": "", "exponentformat": "power"} if decades > 5 else {"tickformat": "~g"}
-    return {"title": {"text": title}, "type": "log", "dtick": step, **powers}
 
 
 def _forecast(forecast: Mapping[str, Any]) -> Figure | None:
@@ -66,12 +48,12 @@ def _forecast(forecast: Mapping[str, Any]) -> Figure | None:
         "xshift": 5,
         "showarrow": False,
     }
-    return _figure(
+    return make_figure(
         "Drives of the live units, birth threshold and return threshold of every layer, "
         f"on an axis of weight decay; the run used {number(decay)}",
         traces,
         height=170 + 90 * len(classes),
-        xaxis=_log_axis("weight decay", (x for t in traces for x in t["x"])),
+        xaxis=log_axis("weight decay", (x for t in traces for x in t["x"])),
         yaxis={
             "tickvals": list(range(len(classes))),
             "ticktext": [escape(c["name"]) for c in classes],
@@ -86,7 +68,7 @@ def _forecast(forecast: Mapping[str, Any]) -> Figure | None:
 
 def _forecast_row(row: int, item: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     name = escape(item["name"])
-    live = [(i, d) for i, d in enumerate(item["drives"]) if d is not None and d > _SMALLEST]
+    live = [(i, d) for i, d in enumerate(item["drives"]) if d is not None and d > SMALLEST]
     if live:
         yield {
             "name": "drive of a live unit",
@@ -108,7 +90,7 @@ def _forecast_row(row: int, item: Mapping[str, Any]) -> Iterator[dict[str, Any]]
         ("critical_weight_decay", "λ<sub>c</sub>: above it a dead layer stays dead", "x", "var:--dead"),
     ):
         value = item[key]
-        if value is not None and value > _SMALLEST:
+        if value is not None and value > SMALLEST:
             yield {
                 "name": label,
                 "legendgroup": key,
@@ -127,7 +109,7 @@ def _spectrum(units: Sequence[Mapping[str, Any]]) -> Figure | None:
         top = max((s or 0.0 for s in unit["spectrum"]), default=0.0)
         if top <= 0:
             continue
-        kept = [(i + 1, s / top) for i, s in enumerate(unit["spectrum"]) if s is not None and s / top > _SMALLEST]
+        kept = [(i + 1, s / top) for i, s in enumerate(unit["spectrum"]) if s is not None and s / top > SMALLEST]
         name = escape(unit["name"])
         traces.append({
             "name": name,
@@ -135,16 +117,16 @@ def _spectrum(units: Sequence[Mapping[str, Any]]) -> Figure | None:
             "x": [i for i, _ in kept],
             "y": [s for _, s in kept],
             "hovertemplate": f"{name}<br>σ %{{x}}: %{{y:.3g}}<extra></extra>",
-            "line": {"color": _SERIES[k % len(_SERIES)], "width": 2},
+            "line": {"color": SERIES[k % len(SERIES)], "width": 2},
             "marker": {"size": 5},
         })
     if not traces:
         return None
-    return _figure(
+    return make_figure(
         "Singular values of every layer, relative to the largest",
         traces,
         xaxis={"title": {"text": "singular value, from the largest"}, "rangemode": "tozero"},
-        yaxis=_log_axis("relative size", (y for t in traces for y in t["y"])),
+        yaxis=log_axis("relative size", (y for t in traces for y in t["y"])),
         showlegend=True,
     )
 
@@ -154,7 +136,7 @@ def _balance(units: Sequence[Mapping[str, Any]]) -> Figure | None:
     seen: list[float] = []
     for k, unit in enumerate(units):
         pairs = zip(unit["incoming"], unit["outgoing"], strict=True)
-        live = [(i, w, u) for i, (w, u) in enumerate(pairs) if w and u and min(w, u) > _SMALLEST]
+        live = [(i, w, u) for i, (w, u) in enumerate(pairs) if w and u and min(w, u) > SMALLEST]
         if not live:
             continue
         name = escape(unit["name"])
@@ -166,24 +148,24 @@ def _balance(units: Sequence[Mapping[str, Any]]) -> Figure | None:
             "y": [u for *_, u in live],
             "text": [f"{name}, unit {i}" for i, *_ in live],
             "hovertemplate": "%{text}<br>incoming %{x:.3g}, outgoing %{y:.3g}<extra></extra>",
-            "marker": {"color": _SERIES[k % len(_SERIES)], "size": 9, "opacity": 0.75},
+            "marker": {"color": SERIES[k % len(SERIES)], "size": 9, "opacity": 0.75},
         })
     if not traces:
         return None
     ends = [min(seen), max(seen)]
     line = {"color": "var:--faint", "width": 1.5, "dash": "dot"}
     diagonal = {"name": "balanced", "mode": "lines", "x": ends, "y": ends, "line": line, "hoverinfo": "skip"}
-    return _figure(
+    return make_figure(
         "Outgoing against incoming squared norm of every unit; balanced units lie on the diagonal",
         [diagonal, *traces],
-        xaxis=_log_axis("incoming ‖w‖²", seen),
-        yaxis=_log_axis("outgoing ‖u‖²", seen),
+        xaxis=log_axis("incoming ‖w‖²", seen),
+        yaxis=log_axis("outgoing ‖u‖²", seen),
         showlegend=True,
     )
 
 
 def _noise(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
-    known = [g for g in groups if g["snr"] is not None and g["snr"] > _SMALLEST]
+    known = [g for g in groups if g["snr"] is not None and g["snr"] > SMALLEST]
     if not known:
         return None
     names = [escape(g["name"]) for g in known]
@@ -198,11 +180,11 @@ def _noise(groups: Sequence[Mapping[str, Any]]) -> Figure | None:
         "marker": {"color": "var:--series-1"},
     }
     line = {"type": "line", "x0": 1, "x1": 1, "y0": -0.6, "y1": len(known) - 0.4, "line": {"color": "var:--faint"}}
-    return _figure(
+    return make_figure(
         "Signal-to-noise ratio of one minibatch for every parameter",
         [bars],
         height=130 + 30 * len(known),
-        xaxis=_log_axis("signal / noise of one minibatch", [1.0, *bars["x"]]),
+        xaxis=log_axis("signal / noise of one minibatch", [1.0, *bars["x"]]),
         yaxis={"tickvals": bars["y"], "ticktext": names, "autorange": "reversed", "showgrid": False},
         shapes=[line],
         bargap=0.4,
@@ -219,10 +201,10 @@ def _training(losses: Sequence[float | None]) -> Figure | None:
         "hovertemplate": "pass %{x}: loss %{y:.4g}<extra></extra>",
         "line": {"color": "var:--accent", "width": 2},
     }
-    return _figure(
+    return make_figure(
         f"Training loss over {len(losses)} passes, from {number(losses[0])} to {number(losses[-1])}",
         [curve],
         height=280,
         xaxis={"title": {"text": "pass over the data"}},
-        yaxis=_log_axis("mean loss", losses),
+        yaxis=log_axis("mean loss", losses),
     )

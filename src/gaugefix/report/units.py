@@ -53,7 +53,8 @@ def unit_states(collapse: Mapping[str, Any], forecast: Mapping[str, Any] | None)
     for cluster in collapse["duplicates"]:
         first = max(cluster, key=lambda i: norms[i])
         original.update({i: first for i in cluster if i != first})
-    fading = set(forecast["dying"]) if forecast and forecast["valid"] else set()
+    by_unit = forecast and forecast["valid"] and forecast["rank"] is None  # else the entries are modes
+    fading = set(forecast["dying"]) if forecast and by_unit else set()
 
     def one(i: int) -> UnitState:
         size = f"unit {i}, size {norms[i]:.3g}"

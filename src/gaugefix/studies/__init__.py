@@ -8,6 +8,7 @@ from gaugefix.studies.framework import Setting as Setting
 from gaugefix.studies.framework import Tolerance as Tolerance
 from gaugefix.studies.registry import Paper as Paper
 from gaugefix.studies.registry import Study as Study
+from gaugefix.studies.registry import constructions as constructions
 from gaugefix.studies.registry import find_paper as find_paper
 from gaugefix.studies.registry import papers as papers
 from gaugefix.studies.registry import study as study

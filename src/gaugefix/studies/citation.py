@@ -39,9 +39,11 @@ def cite(what: object) -> str:
           note          = {ICML 2024},
         }
     """
+    if isinstance(what, str):
+        what = find_paper(what)
     if isinstance(what, Paper):
-        return _bibtex(what)
-    ids = [what] if isinstance(what, str) else _sources(what)
+        return "\n\n".join(map(_bibtex, [find_paper(id) for id in what.rests_on] or [what]))
+    ids = _sources(what)
     if not ids:
         name = getattr(what, "__qualname__", type(what).__qualname__)
         raise StudyError(f"{name} names no source. Give an arXiv id of `gaugefix papers`, or an object that cites one.")
@@ -52,7 +54,7 @@ def _sources(what: object) -> list[str]:
     """The arXiv ids that belong to an object, in order."""
     paper = getattr(what, "paper", None)
     if isinstance(paper, Paper):
-        return [paper.id]
+        return list(paper.rests_on or (paper.id,))
     owner = what if inspect.isclass(what) or inspect.isroutine(what) or inspect.ismodule(what) else type(what)
     source = getattr(what, "__source__", None) or getattr(owner, "__source__", None)
     module = inspect.getmodule(owner)

@@ -33,6 +33,7 @@ class Paper:
         claims: the statements that `reproduce` checks.
         missing: headline claims that are not implemented yet.
         study: module that holds the study; empty if there is none.
+        rests_on: papers that a construction of this package rests on; empty for a paper.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Paper:
     claims: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     study: str = ""
+    rests_on: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -128,7 +130,21 @@ def papers() -> tuple[Paper, ...]:
         ['Symmetry Induces Structure and Constraint of Learning']
     """
     _import_studies()
-    return tuple(_paper(entry) for entry in _catalog().values())
+    return tuple(_paper(entry) for entry in _catalog().values() if not entry.get("own"))
+
+
+def constructions() -> tuple[Paper, ...]:
+    """Studies of what this package adds to the papers; they have a word in the place of an arXiv identifier.
+
+    Returns:
+        Entries like those of `papers`, with the papers they rest on under ``rests_on``.
+
+    Example:
+        >>> [c.id for c in constructions()]
+        ['forecast']
+    """
+    _import_studies()
+    return tuple(_paper(entry) for entry in _catalog().values() if entry.get("own"))
 
 
 def find_paper(id: str) -> Paper:
@@ -173,12 +189,13 @@ def _paper(entry: dict[str, Any]) -> Paper:
         id=entry["id"],
         title=entry["title"],
         authors=tuple(entry["authors"]),
-        year=2000 + int(entry["id"][:2]),
+        year=entry["year"] if entry.get("own") else 2000 + int(entry["id"][:2]),
         venue=entry["venue"],
         status="planned" if found is None else "partial" if found.missing else "reproduced",
         claims=tuple(c.statement for c in found.claims) if found else (),
         missing=found.missing if found else (),
         study=found.module if found else "",
+        rests_on=tuple(entry.get("rests_on", ())),
     )
 
 

@@ -14,7 +14,7 @@ Source: Liu Ziyin, "Symmetry Induces Structure and Constraint of Learning", arXi
 from __future__ import annotations
 
 import math
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,15 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from gaugefix.measure import o_hessian
+from gaugefix.studies.constraint_solvers import convex_solutions
 from gaugefix.studies.ensembles import Ensemble, descend, map_members, polish
 from gaugefix.studies.figures import MEASURED, PREDICTED, draw_against, draw_identity
 from gaugefix.studies.framework import Claim, Comparison, Evidence, Setting, Tolerance, labels
+from gaugefix.studies.noise_collapse import noise_exponents
 from gaugefix.studies.registry import study
 from gaugefix.symmetry import find_symmetries
 from gaugefix.task import Task
 from gaugefix.theory.matrix_factorization import gram_rank, gram_spectrum
 from gaugefix.theory.mirror_plane import growth_rates
-from gaugefix.theory.multiplicative_noise import exponent_root, gaussian_regression_exponent
 from gaugefix.theory.product_regression import product_growth, product_minimum, relearning_slope
 
 if TYPE_CHECKING:
@@ -43,13 +44,11 @@ KICK, KICK_STEPS = 1e-8, 400  # how far from the plane, and for how many steps
 PRODUCT_DECAYS = (0.0, 0.28, 0.7, 0.97, 1.25, 1.67)  # λ of the product regression, in units of 2|E xy|
 SPECTRUM = (3.0, 2.0, 1.5, 1.0, 0.6, 0.3, 0.1, 0.05)  # of the matrix to factorise
 RANK_DECAYS = (0.04, 0.2, 0.5, 1.2, 2.2)  # λ of the factorisation
-NOISE_SLOPE = 0.12  # y = slope·x + ξ
-NOISE_LRS = (0.5, 0.8, 0.95, 1.1, 1.3, 1.6)  # in units of the critical learning rate
 COLLAPSE_STEPS = (50, 100, 200, 400, 800, 3200)
 COLLAPSE_DECAY = 0.6  # λ while there is nothing to learn, and afterwards
 
 
-@study("2309.16932", missing=("constraints imposed by symmetry (DCS) have the solutions of the convex solvers",))
+@study("2309.16932")
 def symmetry_constraint() -> tuple[Claim, ...]:
     """The claims, in the order of the argument."""
     return (
@@ -100,6 +99,13 @@ def symmetry_constraint() -> tuple[Claim, ...]:
             Tolerance("a time is a whole number of steps, and the ends of the run are not exponential", relative=0.02),
             draw_relearning,
             unit="steps per step",
+        ),
+        Claim(
+            "constraints",
+            "A constraint imposed by factors and weight decay has the solution of the convex problem.",
+            convex_solutions,
+            Tolerance("L-BFGS stops at a finite time, near zero as the square root of its precision", absolute=1e-6),
+            unit="relative deviation",
         ),
     )
 
@@ -234,31 +240,6 @@ def draw_relearning(axes: Axes, result: Comparison) -> None:
     axes.plot([], [], "o", ms=4.5, color=MEASURED, label="measured, each seed")
     axes.set(xlabel="steps spent collapsed", ylabel="steps to relearn")
     axes.legend()
-
-
-# Gradient noise
-
-
-def noise_exponents(setting: Setting) -> Evidence:
-    """Follow the mean of log|uw| over many chains of SGD with batches of one, close to the saddle u = w = 0."""
-    chains, steps = setting.choose(quick=4000, full=40_000), setting.choose(quick=3000, full=4000)
-    threshold = exponent_root(partial(gaussian_regression_exponent, NOISE_SLOPE), 0.02, 0.4)
-    lr = threshold * torch.tensor(NOISE_LRS, dtype=torch.float64)[:, None, None]
-    generators = [torch.Generator().manual_seed(seed) for seed in setting.seeds]
-    u = w = torch.full((len(NOISE_LRS), len(setting.seeds), chains), 1e-30, dtype=torch.float64)  # linear throughout
-    for _ in range(steps):
-        x, noise = torch.stack([torch.randn(2, chains, generator=g, dtype=u.dtype) for g in generators], dim=1)
-        error = 2 * lr * x * (u * w * x - NOISE_SLOPE * x - noise)
-        u, w = u - error * w, w - error * u
-    growth = (u / 1e-30).abs().log() + (w / 1e-30).abs().log()
-    measured = growth.mean(dim=-1).T.numpy() / (2 * steps)
-    grid = np.linspace(0.2, 1.8, 33)
-    predicted, line = (
-        np.array([gaussian_regression_exponent(NOISE_SLOPE, r * threshold) for r in rates])
-        for rates in (NOISE_LRS, grid)
-    )
-    curves = {"x": np.array(NOISE_LRS), "grid": grid, "line": line}
-    return Evidence(predicted, measured, labels("lr/lr_c", NOISE_LRS), curves)
 
 
 # Matrix factorisation

@@ -11,11 +11,12 @@ from math import prod
 import numpy as np
 
 from gaugefix.symmetry.axes import Axis
-from gaugefix.symmetry.charges import ChargeSpace, Row, Span, Variable, solve_charges
+from gaugefix.symmetry.charges import ChargeSpace, Variable, solve_charges
 from gaugefix.symmetry.classes import AxisClass, Classes, SlotKey
 from gaugefix.symmetry.gauges import find_gauges
 from gaugefix.symmetry.generic import settle_dims
 from gaugefix.symmetry.groups import Diagonal, Permutation, Rotation, Symmetry
+from gaugefix.symmetry.linear_system import Row, Span
 from gaugefix.symmetry.symmetries import Symmetries
 from gaugefix.symmetry.units import Role, Slice, Units
 
@@ -35,7 +36,7 @@ def assemble(classes: Classes) -> Symmetries:
     symmetries = [*builder.axis_groups(), *builder.scales(), *builder.signs(), *gauges]
     symmetries = _unique_names(symmetries)
     symmetries, note = settle_dims(symmetries, builder.shapes)
-    notes += [note] if note else []
+    notes = [*lower.graph.notes, *notes, *([note] if note else [])]
     params = lower.graph.params
     return Symmetries(
         tuple(symmetries),
@@ -70,6 +71,7 @@ class _Builder:
         self.classes = classes
         self.shapes = {n: v.shape for n, v in classes.cells.lower.graph.params.items()}
         self.order = {v: i for i, v in enumerate(classes.cells.lower.graph.params.values())}
+        self.place = {leaf: i for i, leaf in enumerate(classes.by_leaf)}
         self._taken: Counter[str] = Counter()
         self.names: dict[Axis, str] = {leaf: self._name(c) for leaf, c in classes.by_leaf.items()}
         self.units: dict[Axis, Units] = {
@@ -91,8 +93,7 @@ class _Builder:
 
     def _chain(self, c: AxisClass) -> tuple[Axis, ...]:
         """The fibers in a fixed order."""
-        order = list(self.classes.by_leaf)
-        return tuple(sorted(c.fibers, key=order.index))
+        return tuple(sorted(c.fibers, key=self.place.__getitem__))
 
     def slice_of(self, key: SlotKey, fibers: tuple[Axis, ...], role: Role = "gain") -> Slice:
         """The slice of one slot."""
@@ -280,8 +281,7 @@ class _Diagonals:
 
     def _symmetry(self, sector: frozenset[Axis], row: Row, extends: bool, dim: int) -> Symmetry:
         builder, classes = self.builder, self.builder.classes
-        order = list(classes.by_leaf)
-        leaves = sorted(sector, key=order.index)
+        leaves = sorted(sector, key=builder.place.__getitem__)
         # the class whose own index this is comes last: the one that has the others as fibers
         main = next((x for x in leaves if classes.by_leaf[x].fibers >= sector - {x}), leaves[-1] if leaves else None)
         fibers = tuple(x for x in leaves if x is not main)

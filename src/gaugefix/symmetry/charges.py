@@ -9,133 +9,20 @@ its null space is exact. Signs are the same system over GF(2).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
-from typing import Any
 
 from gaugefix.symmetry.axes import Axis, AxisError
+from gaugefix.symmetry.blocks import BlockSolver, block_of
 from gaugefix.symmetry.cells import Cell, Cells, JointCell, JointSlot, Sector
 from gaugefix.symmetry.graph import Value
+from gaugefix.symmetry.linear_system import LinearSystem, Number, Row, rank_basis
 from gaugefix.symmetry.records import Cut, Norm, Pointwise, Product, Record, Rotary, Softmax, Sum
 from gaugefix.symmetry.scalefree import ScaleFlow
 
 Variable = tuple[Value, Cell, Sector]
-Number = int | Fraction
-Row = dict[Any, Number]
-
-
-@dataclass
-class LinearSystem:
-    """Sparse exact elimination of homogeneous equations; ``modulus`` 0 is the rationals, 2 is GF(2).
-
-    Every eliminated variable is kept as a combination of free ones, resolved lazily with path compression, so a chain
-    of copies costs what union-find costs.
-    """
-
-    modulus: int = 0
-    solved: dict[Any, Row] = field(default_factory=dict)
-    prefer: Callable[[Any], int] = field(default=lambda _: 0)  # variables of high preference stay free
-
-    def resolve(self, variable: Any) -> Row:
-        """A variable as a combination of free variables."""
-        if variable not in self.solved:
-            return {variable: 1}
-        trail, stack = [], [variable]
-        while stack:  # depth first without recursion: chains are as long as the network
-            v = stack.pop()
-            if v in self.solved:
-                pending = [w for w in self.solved[v] if w in self.solved]
-                if pending:
-                    stack.append(v)
-                    deeper = [w for w in pending if any(u in self.solved for u in self.solved[w])]
-                    if deeper:
-                        stack += deeper
-                    else:
-                        self.solved[v] = self._substitute(self.solved[v])
-                        trail.append(v)
-        return self.solved[variable]
-
-    def _substitute(self, row: Row) -> Row:
-        out: Row = {}
-        for w, c in row.items():
-            for u, k in self.solved.get(w, {w: 1}).items():
-                out[u] = out.get(u, 0) + c * k
-        return self._clean(out)
-
-    def _clean(self, row: Row) -> Row:
-        if self.modulus:
-            return {v: 1 for v, c in row.items() if c % self.modulus}
-        return {v: c for v, c in row.items() if c}
-
-    def add(self, equation: Mapping[Any, Number]) -> None:
-        """Impose Σ coefficient · variable = 0."""
-        row: Row = {}
-        for v, c in equation.items():
-            for u, k in self.resolve(v).items():
-                row[u] = row.get(u, 0) + c * k
-        row = self._clean(row)
-        if not row:
-            return
-        pivot = min(row, key=lambda v: (self.prefer(v), abs(row[v]) != 1))
-        c = row.pop(pivot)
-        self.solved[pivot] = {v: _ratio(-k, c) if not self.modulus else 1 for v, k in row.items()}
-
-
-def _ratio(a: Number, b: Number) -> Number:
-    value = Fraction(a) / b
-    return int(value) if value.denominator == 1 else value
-
-
-@dataclass
-class Span:
-    """The linear span of sparse vectors, grown one at a time; ``modulus`` as in `LinearSystem`."""
-
-    modulus: int = 0
-    pivots: dict[Any, Row] = field(default_factory=dict)
-
-    def reduce(self, row: Mapping[Any, Number]) -> Row:
-        """The row modulo the span; empty if it lies in it."""
-        out = dict(row)
-        while (v := next((v for v in out if v in self.pivots), None)) is not None:
-            c = out[v]  # a pivot row holds no earlier pivots, so this ends
-            for u, k in self.pivots[v].items():
-                value = out.get(u, 0) - c * k
-                if value % self.modulus if self.modulus else value:
-                    out[u] = value % self.modulus if self.modulus else value
-                else:
-                    out.pop(u, None)
-        return out
-
-    def add(self, row: Mapping[Any, Number]) -> bool:
-        """Take a row in; whether it was new."""
-        rest = self.reduce(row)
-        if not rest:
-            return False
-        v, c = next(iter(rest.items()))
-        self.pivots[v] = dict.fromkeys(rest, 1) if self.modulus else {u: _ratio(k, c) for u, k in rest.items()}
-        return True
-
-    def __contains__(self, row: Mapping[Any, Number]) -> bool:
-        return not self.reduce(row)
-
-
-def rank_basis(rows: Iterable[Row], known: Iterable[Row] = (), modulus: int = 0) -> list[Row]:
-    """The rows that are independent of ``known`` and of each other, in order.
-
-    Args:
-        rows: candidate vectors.
-        known: vectors already spanned.
-        modulus: 0 for the rationals, 2 for GF(2).
-
-    Returns:
-        The kept rows, unchanged.
-    """
-    span = Span(modulus)
-    for row in known:
-        span.add(row)
-    return [row for row in rows if span.add(row)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,10 +31,15 @@ class ChargeSpace:
 
     Attributes:
         basis: classes of the sector -> independent charge vectors on (parameter, cell, sector) variables.
+        cells: what it was solved for.
+        blocks: number of blocks of the module.
+        distinct_blocks: number of those that were solved; the others are equal to one of them.
     """
 
     basis: dict[frozenset[Axis], list[Row]]
     cells: Cells
+    blocks: int = 0
+    distinct_blocks: int = 0
 
     @staticmethod
     def directions(sector: frozenset[Axis]) -> int:
@@ -167,7 +59,8 @@ def solve_charges(cells: Cells, modulus: int = 0) -> ChargeSpace:
     """
     params = {v: i for i, v in enumerate(cells.lower.graph.params.values())}
     system = LinearSystem(modulus, prefer=lambda v: 1 if v[0] in params else 0)
-    for equation in _equations(cells, signs=modulus == 2):
+    solver = BlockSolver(modulus, kept=lambda v: isinstance(v, tuple) and v[0] in params)
+    for equation in solver.reduce(_equations(cells, signs=modulus == 2)):
         system.add(equation)
     free: dict[Variable, Row] = defaultdict(dict)
     for value in (v for v in params if v in cells.lower.values):
@@ -179,7 +72,8 @@ def solve_charges(cells: Cells, modulus: int = 0) -> ChargeSpace:
     by_sector: dict[frozenset[Axis], list[Row]] = defaultdict(list)
     for root in sorted(free, key=lambda r: min(params[v[0]] for v in free[r])):
         by_sector[sector_classes(cells, root)].append(free[root])
-    return ChargeSpace({s: rank_basis(rows, modulus=modulus) for s, rows in by_sector.items()}, cells)
+    basis = {s: rank_basis(rows, modulus=modulus) for s, rows in by_sector.items()}
+    return ChargeSpace(basis, cells, solver.blocks, solver.distinct)
 
 
 def sector_classes(cells: Cells, variable: Variable) -> frozenset[Axis]:
@@ -188,22 +82,35 @@ def sector_classes(cells: Cells, variable: Variable) -> frozenset[Axis]:
     return frozenset(leaf for slot, leaf in cells.slots(value, cell) if slot in sector)
 
 
-def _equations(cells: Cells, signs: bool) -> Iterator[Row]:
+def _equations(cells: Cells, signs: bool) -> Iterator[tuple[str, Row]]:
+    """Every equation, with the block that it belongs to."""
+    records = cells.lower.records
+    at: dict[Value, str] = {}
+    for record in records:
+        for value in (record.out.value, *(o.value for o in record.operands())):
+            at.setdefault(value, block_of(record.place))
     for value in cells.lower.zero:
-        yield from _zero(cells, value)
-    flow = ScaleFlow(cells.lower.records, cells.lower.zero)
-    for record in cells.lower.records:
-        idle = isinstance(record, Norm) and not record.centred and record.bias is None and flow.norm_is_idle(record)
-        try:
-            joints = list(cells.joint(record))
-        except AxisError:
-            for operand in (record.out, *record.operands()):
-                yield from _zero(cells, operand.value)
-            continue
-        for joint in joints:
-            yield from _record_equations(record, joint, signs, idle=idle)
-        if isinstance(record, Norm) and (record.centred or not signs) and not idle:
-            yield from _norm_ties(record, joints)
+        for row in _zero(cells, value):
+            yield at.get(value, ""), row
+    flow = ScaleFlow(records, cells.lower.zero)
+    for record in records:
+        block = block_of(record.place)
+        for row in _of_record(cells, record, flow, signs):
+            yield block, row
+
+
+def _of_record(cells: Cells, record: Record, flow: ScaleFlow, signs: bool) -> Iterator[Row]:
+    idle = isinstance(record, Norm) and not record.centred and record.bias is None and flow.norm_is_idle(record)
+    try:
+        joints = list(cells.joint(record))
+    except AxisError:
+        for operand in (record.out, *record.operands()):
+            yield from _zero(cells, operand.value)
+        return
+    for joint in joints:
+        yield from _record_equations(record, joint, signs, idle=idle)
+    if isinstance(record, Norm) and (record.centred or not signs) and not idle:
+        yield from _norm_ties(record, joints)
 
 
 def _zero(cells: Cells, value: Value) -> Iterator[Row]:

@@ -109,7 +109,9 @@ class Classes:
         for leaf in self.cells.active:
             self.by_leaf[leaf] = AxisClass(leaf, self.cells.fibers.get(leaf, frozenset()))
         self._order = {v: i for i, v in enumerate(lower.graph.params.values())}
-        self.data = {v for v in lower.values if v.kind == "input"}  # what only buffers enter is no data
+        # what only buffers enter is no data; what an operation without a rule makes may be anything
+        self.data = {v for v in lower.values if v.kind in {"input", "zeros"}}
+        self.data |= {v for v in lower.zero if v.kind == "op"}
         for record in lower.records:
             sources = [record.whole] if isinstance(record, Cut) else [o.value for o in record.operands()]
             looked_up = isinstance(record, Sum) and any(o.hidden_dims() for o in record.terms)

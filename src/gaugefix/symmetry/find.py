@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -12,10 +16,12 @@ from gaugefix.errors import SymmetryError, TraceError
 from gaugefix.symmetry.assemble import assemble
 from gaugefix.symmetry.cells import Cells
 from gaugefix.symmetry.classes import Classes
-from gaugefix.symmetry.graph import trace
+from gaugefix.symmetry.frozen import frozen_notes
+from gaugefix.symmetry.graph import Graph, trace
 from gaugefix.symmetry.lowering import Lowering
 from gaugefix.symmetry.patterns import recognise
 from gaugefix.symmetry.symmetries import Symmetries
+from gaugefix.symmetry.target_rotation import find_target_rotations
 from gaugefix.symmetry.verify import verify_symmetries
 from gaugefix.task import Task
 
@@ -29,6 +35,7 @@ def find_symmetries(
     kwargs: dict[str, Any] | None = None,
     *,
     verify: bool | Literal["auto"] = "auto",
+    trainable_only: bool = False,
     seed: int = 0,
 ) -> Symmetries:
     """Find the groups that act on the parameters of a module and leave its function unchanged.
@@ -43,13 +50,18 @@ def find_symmetries(
 
     Args:
         model: any exportable module, or a `Task`: then the inputs are its own, and symmetries that only its loss has
-            are listed with ``level="loss"`` (cross-entropy does not see a constant added to all logits). Left exactly
-            as it was.
+            are listed with ``level="loss"`` (cross-entropy does not see a constant added to all logits; squared error
+            does not see rotations of the outputs in directions in which the targets of one pass do not vary). Left
+            exactly as it was.
         args: example positional arguments; only their shapes matter. Use a batch of at least 2.
         kwargs: example keyword arguments.
         verify: apply random elements of every group to random parameters in float64 and compare outputs. "auto" does
             so for models of up to 2 million parameters that are not on the meta device. A claim that fails is dropped
             and listed in `Symmetries.rejected`.
+        trainable_only: keep parameters with ``requires_grad=False`` fixed, as a fine-tune does: only symmetries that
+            move none of them are listed, and the flat directions are those of the others. Directions that fix them
+            only as combinations of several symmetries are no group of their own: they are counted in
+            `Symmetries.skipped`.
         seed: seed of the verification.
 
     Returns:
@@ -71,18 +83,62 @@ def find_symmetries(
         (['S_6', 'S_5', 'R+^6', 'R+^5'], 11, True)
     """
     if isinstance(model, Task):
-        return _find_in_task(model, verify=verify, seed=seed)
+        return _find_in_task(model, verify=verify, trainable_only=trainable_only, seed=seed)
     if args is None:
         raise SymmetryError("find_symmetries(model, args) needs example arguments; only a Task brings its own.")
-    found = _find(model, args, kwargs)
+    found = _find(model, args, kwargs, trainable_only=trainable_only)
     if _should_verify(model, verify):
         return verify_symmetries(found, model, args, kwargs or {}, seed=seed)
     return found
 
 
-def _find(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None, prefix: str = "") -> Symmetries:
-    graph = recognise(trace(model, args, kwargs, prefix=prefix))
-    return assemble(Classes(Cells(Lowering(graph).run())))
+def _find(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None,
+    prefix: str = "",
+    *,
+    trainable_only: bool = False,
+) -> Symmetries:
+    frozen = {n.removeprefix(prefix) for n, p in model.named_parameters() if trainable_only and not p.requires_grad}
+    graph = trace(model, args, kwargs, prefix=prefix)
+    graph.freeze(frozen)
+    found = search(graph)
+    if not frozen:
+        return found
+    notes = frozen_notes(_find(model, args, kwargs, prefix), found, frozen)
+    return replace(found, skipped=(*found.skipped, *notes))
+
+
+def search(graph: Graph) -> Symmetries:
+    """The symmetries of a graph, not verified: lowering, axes, charges, groups, gauges.
+
+    Args:
+        graph: just read; its operations are rewritten.
+
+    Returns:
+        The symmetries.
+    """
+    with _at_work(len(graph.ops)):
+        return assemble(Classes(Cells(Lowering(recognise(graph)).run())))
+
+
+@contextmanager
+def _at_work(operations: int) -> Iterator[None]:
+    """Room for chains as long as the network, and no garbage collection.
+
+    Nothing made here is garbage before the end; it would be looked for in vain again and again, at a cost that grows
+    with everything else in memory.
+    """
+    limit, collects = sys.getrecursionlimit(), gc.isenabled()
+    sys.setrecursionlimit(max(limit, 1000 + 4 * operations))
+    gc.disable()
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
+        if collects:
+            gc.enable()
 
 
 def _should_verify(model: nn.Module, verify: bool | Literal["auto"]) -> bool:
@@ -104,15 +160,22 @@ class _Objective(nn.Module):
         return self.loss(self.model, batch)
 
 
-def _find_in_task(task: Task, *, verify: bool | Literal["auto"], seed: int) -> Symmetries:
-    """Symmetries of the function, then those that only the loss has (a shift of all logits by a constant)."""
+def _find_in_task(task: Task, *, verify: bool | Literal["auto"], trainable_only: bool = False, seed: int) -> Symmetries:
+    """Symmetries of the function, then those that only the loss has."""
     batch = task.first_batch()
-    found = find_symmetries(task.model, task.inputs(batch), verify=verify, seed=seed)
+    found = find_symmetries(task.model, task.inputs(batch), verify=verify, trainable_only=trainable_only, seed=seed)
     objective = _Objective(task)
+    frozen = {n for n, p in task.model.named_parameters() if trainable_only and not p.requires_grad}
     try:
-        whole = _find(objective, (batch,), None, prefix="model.")
+        whole = _find(objective, (batch,), None, prefix="model.", trainable_only=trainable_only)
     except TraceError as error:
-        return replace(found, skipped=(*found.skipped, f"symmetries of the loss: {error}"))
+        note = f"symmetries of the loss that do not depend on the targets: {error}"
+        whole = replace(found, symmetries=(), verification=(), rejected=(), opaque=())
+        found = replace(found, skipped=(*found.skipped, note))
+    graph = trace(task.model, task.inputs(batch))
+    graph.freeze(frozen)
+    turns = find_target_rotations(task, Lowering(recognise(graph)).run())
+    whole = replace(whole, symmetries=(*whole.symmetries, *turns))
     if _should_verify(task.model, verify):
         whole = verify_symmetries(whole, objective, (batch,), {}, seed=seed, prefix="model.")
     known = {(s.group, s.axes) for s in found}

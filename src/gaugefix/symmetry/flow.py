@@ -11,7 +11,7 @@ from gaugefix.symmetry.axes import Axis
 from gaugefix.symmetry.cells import Cell, JointSlot, Slot
 from gaugefix.symmetry.classes import Classes, SlotKey
 from gaugefix.symmetry.graph import Value
-from gaugefix.symmetry.records import Cut, Norm, Product, Record, Softmax, Sum
+from gaugefix.symmetry.records import Cut, Label, Norm, Operand, Product, Record, Softmax, Sum
 from gaugefix.symmetry.units import Role, Slice
 
 
@@ -34,11 +34,14 @@ class Flow:
         classes: of the lowered graph.
         consumers: value -> records that read it, with the position of the operand.
         producers: value -> the record that makes it.
+        joined: concatenation -> its parts.
     """
 
     classes: Classes
     consumers: dict[Value, list[tuple[Record, int]]] = field(default_factory=lambda: defaultdict(list))
     producers: dict[Value, Record] = field(default_factory=dict)
+    joined: dict[Value, list[Cut]] = field(default_factory=lambda: defaultdict(list))
+    _made: dict[Value, bool] = field(default_factory=dict)
     _removed: dict[SlotKey, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -50,10 +53,36 @@ class Flow:
                 source, made = (record.out.value, record.whole) if record.joins else (record.whole, record.out.value)
                 self.consumers[source].append((record, 0 if record.joins else 1))
                 self.producers.setdefault(made, record)
+                if record.joins:
+                    self.joined[made].append(record)
                 continue
             self.producers[record.out.value] = record
             for i, operand in enumerate(record.operands()):
                 self.consumers[operand.value].append((record, i + 1))
+
+    def is_parameter(self, value: Value) -> bool:
+        """Whether a value is made of parameters only, by sums and products."""
+        if value not in self._made:
+            record = self.producers.get(value)
+            self._made[value] = value.kind == "param" or (
+                isinstance(record, Sum | Product)
+                and all(self.is_parameter(o.value) and not o.hidden_dims() for o in record.operands())
+            )
+        return self._made[value]
+
+    def averages(self, factor: Operand, labels: list[Label]) -> bool:
+        """Whether a factor is an attention matrix whose rows sum to one over the labels."""
+        if len(labels) != 1:
+            return False
+        value, dims = factor.value, factor.groups.get(labels[0])
+        while True:
+            record = self.producers.get(value)
+            if isinstance(record, Softmax):
+                return not record.log and record.out.groups[record.label] == dims
+            if not isinstance(record, Sum) or len(record.terms) != 1 or record.coefficients != (1.0,):
+                return False
+            label = next((k for k, g in record.out.groups.items() if g == dims), None)
+            value, dims = record.terms[0].value, record.terms[0].groups.get(label)
 
     def removed(self, value: Value, cell: Cell, slot: Slot) -> bool:
         """Whether adding any multiple of the all-ones vector along a slot never reaches an output.
@@ -203,7 +232,8 @@ class Flow:
     def _atomic(self, record: Norm | Softmax, name: JointSlot) -> bool:
         """Whether the axis of a label is one atom: neither a product nor a concatenation."""
         parts = [self.classes.cells.layout(record.x.value)[d] for d in record.x.groups[name[0]]]
-        return sum(len(p.leaves) for options in parts for p in options) == 1
+        single = all(len(options) == 1 for options in parts)  # parts of size 1 have no leaves
+        return single and sum(len(options[0].leaves) for options in parts) == 1
 
     def origin(self, value: Value) -> Value:
         """The parameter of which a value is a plain view, or the value itself."""

@@ -12,7 +12,7 @@ from gaugefix.symmetry.stream_groups import VectorSymmetry
 from gaugefix.symmetry.units import Params, Slice
 
 
-def _turn(out: dict[str, Tensor], s: Slice, matrix: Tensor) -> None:
+def turn(out: dict[str, Tensor], s: Slice, matrix: Tensor) -> None:
     """Multiply a slice along its units."""
     block = s.take(out[s.param])
     out[s.param] = s.put(out[s.param], torch.einsum("ij,fj...->fi...", matrix.to(block), block))
@@ -63,7 +63,7 @@ class Shear(VectorSymmetry):
         out = dict(params)
         for slices, matrix in ((self.covariant, forward), (self.contravariant, backward)):
             for s in slices:
-                _turn(out, s, matrix)
+                turn(out, s, matrix)
         return out
 
 
@@ -129,11 +129,11 @@ class StreamRotation(Symmetry):
         """Turn every slice."""
         out = dict(params)
         for s in self.turned:
-            _turn(out, s, element)
+            turn(out, s, element)
         for gain, covariant, contravariant in self.behind:
             g = _vector(params, gain, element, self.size)
             for s in covariant:
-                _turn(out, s, g[:, None] * element / g)
+                turn(out, s, g[:, None] * element / g)
             for s in contravariant:
-                _turn(out, s, element / g[:, None] * g)  # M⁻ᵀ = diag(1/g) Q diag(g)
+                turn(out, s, element / g[:, None] * g)  # M⁻ᵀ = diag(1/g) Q diag(g)
         return out

@@ -16,6 +16,7 @@ from gaugefix.symmetry.cells import Cell
 from gaugefix.symmetry.classes import AxisClass, SlotKey
 from gaugefix.symmetry.flow import Flow, places, slice_of
 from gaugefix.symmetry.frame_groups import Shear, StreamRotation
+from gaugefix.symmetry.gain_slide import GainSlide, Side
 from gaugefix.symmetry.graph import Value
 from gaugefix.symmetry.groups import Symmetry
 from gaugefix.symmetry.records import Norm
@@ -140,15 +141,7 @@ class _Frames:
             return None
         if any(not self._passes(root, p, tied) for root, p in gained.items()):
             return None
-        behind = []
-        for root, p in gained.items():
-            assert p.gain is not None
-            own = [s for s in self.regions[root].slots if s[0][0] is not p.gain[0]]
-            behind.append((
-                slice_of(self.flow.classes, p.gain, (), "gain"),
-                self._slices([s for s in own if s[2] == p.target[1]]),
-                self._slices([s for s in own if s[2] != p.target[1]]),
-            ))
+        behind = [self._behind(root, p) for root, p in gained.items()]
         turned = self._slices([s for r in regions for s in r.slots])
         every = [*turned, *(s for _, a, b in behind for s in (*a, *b))]
         if not turned:
@@ -157,6 +150,16 @@ class _Frames:
             f"{self.name}: rotate the stream", f"O({n})", n * (n - 1) // 2, places(every), not behind,
             turned=turned, behind=tuple(behind), centred=centred, size=self.c.size,
         )  # fmt: skip
+
+    def _behind(self, root: SlotKey, p: _Passage) -> tuple[Slice, tuple[Slice, ...], tuple[Slice, ...]]:
+        """The gain of a normalisation, and what turns with and against the axis behind it."""
+        assert p.gain is not None
+        own = [s for s in self.regions[root].slots if s[0][0] is not p.gain[0]]
+        return (
+            slice_of(self.flow.classes, p.gain, (), "gain"),
+            self._slices([s for s in own if s[2] == p.target[1]]),
+            self._slices([s for s in own if s[2] != p.target[1]]),
+        )
 
     def _passes(self, root: SlotKey, p: _Passage, tied: set[SlotKey]) -> bool:
         """Whether the region behind a gain may turn by its own matrix."""
@@ -171,27 +174,89 @@ class _Frames:
             and all(q.gain == p.gain and q.source[0] in tied and q.target[1] == p.target[1] for q in region.leaving)
         )
 
+    # gains between two axes that rotate
+
+    def slides(self) -> list[Symmetry]:
+        """Every normalisation with a gain whose input and output may both rotate."""
+        out: list[Symmetry] = []
+        for root, region in self.regions.items():
+            for p in region.entering:
+                target = self.regions[p.target[0]]
+                if p.gain is None or p.gain[0].kind != "param" or not target.entering or len(target.leaving) != 1:
+                    continue
+                before, after = self._tied(root), self._tied(p.target[0])
+                if (
+                    not p.whole
+                    or before & after
+                    or not (p.norm.centred or any(q.norm.centred for q in target.entering))
+                ):
+                    continue
+                sides = self._side(before, p, reads=True), self._side(after, p, reads=False)
+                if sides[0] is not None and sides[1] is not None and self.c.size > 2:
+                    gain = slice_of(self.flow.classes, p.gain, (), "gain")
+                    out.append(
+                        GainSlide(
+                            f"{self.name}: slide {p.gain[0].name}", "T(1)", 1,
+                            places([*sides[0].slices(), *sides[1].slices(), gain]), False,
+                            length=1, gain=gain, before=sides[0], after=sides[1], size=self.c.size,
+                        )
+                    )  # fmt: skip
+        return out
+
+    def _side(self, tied: set[SlotKey], p: _Passage, *, reads: bool) -> Side | None:
+        """One side of a normalisation, if it may rotate."""
+        entering = [q for root in tied for q in self.regions[root].entering if q.norm is not p.norm]
+        leaving = [q for root in tied for q in self.regions[root].leaving if q.norm is not p.norm]
+        gained = {q.target[0]: q for q in entering if q.norm.gain is not None}
+        if tied & self.rough or any(q.norm.gain is not None for q in leaving):
+            return None
+        if any(not self._passes(root, q, tied) for root, q in gained.items()):
+            return None
+        centred = [q.norm.centred for q in entering]
+        if reads and any(centred) and not p.norm.centred:
+            return None
+        if not reads and any(centred) and not (all(centred) and all(q.whole for q in entering)):
+            return None
+        behind = [self._behind(root, q) for root, q in gained.items()]
+        main = p.source if reads else p.target
+        own = [s for s in self.regions[main[0]].slots if p.gain is None or s[0][0] is not p.gain[0]]
+        even = [s for root in self.regions if root in tied and root != main[0] for s in self.regions[root].slots]
+        orthogonal = reads or not any(centred)
+        turned = {p.source[1] for p in self.regions[main[0]].entering if p.source[0] == main[0]}
+        if not orthogonal and (main[0] in self.flow.classes.parity.odd or turned - {main[1]}):
+            return None
+        return Side(
+            self._slices([s for s in own if s[2] == main[1]]), self._slices([s for s in own if s[2] != main[1]]),
+            self._slices(even), tuple(behind), p.norm.centred if reads else any(centred),
+        )  # fmt: skip
+
     # shears
 
     def shears(self) -> list[Symmetry]:
         """1 + U M Kᵀ on regions that are linear but for centred normalisations."""
         out: list[Symmetry] = []
         for root, region in self.regions.items():
-            ends = [*region.entering, *region.leaving]
+            entering = [p for p in region.entering if not self._reads_one(p, region)]
+            ends = [*entering, *region.leaving]
             plain = all(p.norm.centred and p.whole for p in ends) and root not in self.rough
             if not ends or not plain or root in self.flow.classes.parity.odd:
                 continue
             gains = {p.gain for p in region.leaving}
             if len(gains) > 1 or any(g is not None and g[0].kind != "param" for g in gains):
                 continue
-            symmetry = self._shear(region, next(iter(gains), None))
+            symmetry = self._shear(region, entering, next(iter(gains), None))
             if symmetry is not None:
                 out.append(symmetry)
         return out
 
-    def _shear(self, region: _Region, gain: SlotKey | None) -> Symmetry | None:
-        base = (region.entering[0].source if region.entering else region.leaving[0].target)[1]
-        if any(p.source[1] != base for p in region.entering) or any(p.target[1] != base for p in region.leaving):
+    def _reads_one(self, p: _Passage, region: _Region) -> bool:
+        """Whether a normalisation reads nothing but another one without a shift, which a shear leaves as it is."""
+        norm = self.flow.normalised(p.norm.x.value)
+        return norm is not None and norm.bias is None and any(q.norm is norm for q in region.leaving)
+
+    def _shear(self, region: _Region, entering: list[_Passage], gain: SlotKey | None) -> Symmetry | None:
+        base = (entering[0].source if entering else region.leaving[0].target)[1]
+        if any(p.source[1] != base for p in entering) or any(p.target[1] != base for p in region.leaving):
             return None
         own = [s for s in region.slots if gain is None or s[0][0] is not gain[0]]
         writers = [s for s in own if s[2] == base]
@@ -199,13 +264,13 @@ class _Frames:
         matrices = any(len(key[0].shape) > 1 for key, _, _ in writers)
         if not readers or (region.leaving and not matrices):
             return None  # without readers every writer shifts alone; without other writers see `null_directions`
-        length = 1 if region.entering and region.leaving else self.c.size
+        length = 1 if entering and region.leaving else self.c.size
         covariant, contravariant = self._slices(writers), self._slices(readers)
-        what = "mix into the mean" if region.entering else "shear across a norm"
+        what = "mix into the mean" if entering else "shear across a norm"
         return Shear(
             f"{self.name}: {what}", f"T({length})", length, places([*covariant, *contravariant]), False,
             covariant=covariant, contravariant=contravariant, length=length, size=self.c.size,
-            removed=bool(region.entering), written=bool(region.leaving),
+            removed=bool(entering), written=bool(region.leaving),
             gain=None if gain is None else slice_of(self.flow.classes, gain, (), "gain"),
         )  # fmt: skip
 
@@ -224,4 +289,4 @@ def find_frames(flow: Flow, c: AxisClass, name: str) -> list[Symmetry]:
     if c.pinned or c.rotary or c.fibers:
         return []
     frames = _Frames(flow, c, name)
-    return [*frames.rotations(), *frames.shears()]
+    return [*frames.rotations(), *frames.shears(), *frames.slides()]

@@ -13,7 +13,7 @@ from gaugefix.symmetry.groups import Diagonal, Permutation, Rotation, Symmetry
 from gaugefix.symmetry.units import Params
 
 #: limits up to which dimensions are counted numerically
-MAX_GENERATORS = 256
+MAX_GENERATORS = 1000
 MAX_ENTRIES = 1_000_000
 
 
@@ -112,17 +112,30 @@ def settle_dims(symmetries: list[Symmetry], shapes: Mapping[str, tuple[int, ...]
     Returns:
         The symmetries with their dimensions, and a note if they could not be settled.
     """
+    alone = [s for s in symmetries if s.independent]
+    symmetries = [s for s in symmetries if not s.independent]
+    settled, note = _settle(symmetries, shapes)
+    return [*settled, *alone], note
+
+
+def _settle(symmetries: list[Symmetry], shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[Symmetry], str | None]:
     if all(isinstance(s, Permutation | Diagonal) for s in symmetries):
         return symmetries, None  # charges are counted exactly already
-    n_generators = sum(s.n_generators for s in symmetries if s.level == "function")
-    entries = n_generators * sum(math.prod(shape) for shape in shapes.values())
-    if n_generators <= MAX_GENERATORS and entries <= MAX_ENTRIES:
+    if not _countable(symmetries, shapes):
+        symmetries = [s for s in symmetries if not s.overlaps]
+    if _countable(symmetries, shapes):
         dims = iter(generator_dims(symmetries, generic_parameters(shapes, torch.Generator().manual_seed(0))))
         settled = [replace(s, dim=next(dims)) if s.level == "function" else s for s in symmetries]
         return [s for s in settled if s.dim or s.units is not None or not s.n_generators], None
     if all(_acts_freely(s, shapes) for s in symmetries if isinstance(s, Rotation)):
         return symmetries, None
     return symmetries, "a linear layer is wider than both its neighbours: the number of directions is an upper bound"
+
+
+def _countable(symmetries: list[Symmetry], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    n_generators = sum(s.n_generators for s in symmetries if s.level == "function")
+    entries = n_generators * sum(math.prod(shape) for shape in shapes.values())
+    return n_generators <= MAX_GENERATORS and entries <= MAX_ENTRIES
 
 
 def _acts_freely(s: Rotation, shapes: Mapping[str, tuple[int, ...]]) -> bool:

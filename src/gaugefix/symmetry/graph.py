@@ -5,18 +5,17 @@ Only structure is read, never weights, so modules on the meta device work.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, fx, nn
 
 from gaugefix.errors import TraceError
+from gaugefix.symmetry.capture import capture
 
-Kind = Literal["param", "buffer", "input", "const", "op"]
+Kind = Literal["param", "buffer", "input", "const", "zeros", "op"]
 
 
 @dataclass(eq=False)
@@ -54,6 +53,7 @@ class Op:
         kwargs: the same for keyword arguments.
         outputs: what it makes; several for split, unbind, ….
         place: module path for messages.
+        in_place: whether it writes to its first argument.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Op:
     kwargs: dict[str, Any]
     outputs: tuple[Value, ...]
     place: str = ""
+    in_place: bool = False
 
     def arg(self, position: int, keyword: str, default: Any = None) -> Any:
         """An argument by position or keyword."""
@@ -89,6 +90,7 @@ class Graph:
         inputs: tensor inputs of the module.
         outputs: tensors that the module returns, in pytree order.
         output_name: what `outputs` are, for people.
+        notes: on how the graph was made, for people.
     """
 
     ops: list[Op]
@@ -97,6 +99,16 @@ class Graph:
     outputs: list[Value]
     aliases: dict[str, str] = field(default_factory=dict)
     output_name: str = "output"
+    notes: list[str] = field(default_factory=list)
+
+    def freeze(self, names: set[str]) -> None:
+        """Take parameters as constants: nothing may move them, and what they make of data is data.
+
+        Args:
+            names: of the parameters.
+        """
+        for name in names & self.params.keys():
+            self.params.pop(name).kind = "buffer"
 
 
 def _flatten(items: Any) -> Iterator[Value]:
@@ -105,55 +117,6 @@ def _flatten(items: Any) -> Iterator[Value]:
     elif isinstance(items, list | tuple):
         for item in items:
             yield from _flatten(item)
-
-
-@contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Put a module into eval mode and give every submodule its own mode back afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def named_outputs(result: Any, name: str = "output") -> dict[str, Tensor]:
-    """The floating tensors of a module's result by name; other objects (a key-value cache) are left out.
-
-    Args:
-        result: a tensor, or nested mappings, sequences and dataclass-like outputs of them.
-        name: prefix.
-
-    Returns:
-        Tensors in order.
-    """
-    if isinstance(result, Tensor):
-        return {name: result} if result.is_floating_point() else {}
-    if isinstance(result, Mapping):
-        items: Any = result.items()
-    elif isinstance(result, list | tuple):
-        keys = getattr(result, "_fields", range(len(result)))
-        items = zip(keys, result, strict=True)
-    else:
-        return {}
-    prefix = "" if name == "output" else f"{name}."
-    return {k: t for key, item in items for k, t in named_outputs(item, f"{prefix}{key}").items()}
-
-
-class _TensorsOnly(nn.Module):
-    """A module that returns only named tensors, so that it can be exported."""
-
-    def __init__(self, module: nn.Module, report: Callable[[list[str]], None]) -> None:
-        super().__init__()
-        self.module = module
-        self.report = report  # the exporter undoes assignments to attributes, so names leave by a call
-
-    def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
-        outputs = named_outputs(self.module(*args, **kwargs))
-        self.report(list(outputs))
-        return list(outputs.values())
 
 
 def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, *, prefix: str = "") -> Graph:
@@ -176,20 +139,9 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None
             raise TraceError(f"Parameter {name!r} is lazy (no shape yet). Run one forward pass first.")
         if p.is_complex():
             raise TraceError(f"Parameter {name!r} is {p.dtype}: complex parameters are not supported.")
-    with evaluation(model), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            names: list[str] = []
-            wrapper = _TensorsOnly(model, lambda found: names.__setitem__(slice(None), found))
-            program = torch.export.export(wrapper, args, kwargs or {}, strict=False)
-        except Exception as error:  # the exporter raises many types; whichever it is, it is the user's answer
-            reason = str(error).strip().splitlines()
-            raise TraceError(
-                f"{type(model).__name__} could not be exported by torch.export: "
-                f"{reason[0] if reason else type(error).__name__}. Data-dependent control flow is the usual cause: "
-                "trace a submodule without it, or replace it by torch.where / torch.cond."
-            ) from error
+    program, names, note = capture(model, args, kwargs or {})
     graph = _Reader(model, program, names).graph()
+    graph.notes = [note] if note else []
     for v in graph.params.values():
         v.name = v.name.removeprefix(prefix)
     graph.params = {v.name: v for v in graph.params.values()}
@@ -292,7 +244,8 @@ class _Reader:
             if isinstance(t, Tensor)
         )
         self.env[node] = values if many else values[0]
-        self.ops.append(Op(name, tuple(args), kwargs, values, _place(node)))
+        in_place = getattr(getattr(target, "_schema", None), "is_mutable", False)
+        self.ops.append(Op(name, tuple(args), kwargs, values, _place(node), in_place))
 
     def _inline(self, node: fx.Node, args: Any, prefix: str) -> None:
         at = next(i for i, a in enumerate(args) if isinstance(a, fx.GraphModule))

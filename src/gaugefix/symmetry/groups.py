@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ class Symmetry(ABC):
     isometric: bool
     level: str = "function"
     units: Units | None = None
+    independent: ClassVar[bool] = False  # moves what nothing else moves, so that its dimension is exact
+    overlaps: ClassVar[bool] = False  # shares directions with others: listed only where dimensions are counted
 
     @abstractmethod
     def sample(self, generator: torch.Generator) -> Element:

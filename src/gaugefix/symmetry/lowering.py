@@ -12,6 +12,11 @@ from gaugefix.symmetry.records import Cut, Label, Operand, Pointwise, Product, R
 from gaugefix.symmetry.symmetries import OpaqueOp
 
 _NORMS = {"layer_norm", "native_layer_norm", "group_norm"}  # their output has a structure that readers can use
+#: operations that only read a tensor, so that zeros stay zeros
+_READS = {
+    "add", "sub", "mul", "linear", "addmm", "matmul", "cat", "stack", "tanh", "relu", "gru_cell", "lstm_cell",
+    "rnn_tanh_cell", "rnn_relu_cell",
+}  # fmt: skip
 Rule = Callable[[Op, "Lowering"], None]
 RULES: dict[str, Rule] = {}
 
@@ -80,6 +85,9 @@ class Lowering:
         for op in self.graph.ops:
             self._place = op.place
             if live.isdisjoint(op.values()) and op.name not in _NORMS:  # data: no parameter in it
+                if self._is_zero(op):
+                    op.out.kind = "zeros"
+                    continue
                 for v in op.outputs:
                     v.kind = "input" if any(a.kind == "input" for a in op.values()) else "const"
                 continue
@@ -93,9 +101,18 @@ class Lowering:
         pin_leaves(axis for axes in self._axes.values() for axis in axes)
         return self
 
+    def _is_zero(self, op: Op) -> bool:
+        """Whether an operation makes zeros that nothing writes to: an initial state. Every group leaves them alone."""
+        return (
+            op.name in {"zeros", "new_zeros", "zeros_like"}
+            and op.out.is_float
+            and op.out not in self.graph.outputs
+            and all(reader.name in _READS and not reader.in_place for reader in self.consumers.get(op.out, []))
+        )
+
     def _lower(self, op: Op) -> None:
         rule = RULES.get(op.name)
-        if all(not v.is_float or v.kind in {"input", "const", "buffer"} for v in op.values()):
+        if all(not v.is_float or v.kind in {"input", "const", "buffer", "zeros"} for v in op.values()):
             for v in op.outputs:  # integers: whatever made them of numbers has pinned those
                 v.kind = "input"
             return
@@ -127,7 +144,7 @@ class Lowering:
 
     def use(self, value: Value) -> Value:
         """Data, a buffer or a constant under a fresh name, so that one table read twice does not tie its readers."""
-        if value.kind in {"input", "buffer", "const"} and not value.name.endswith("'"):
+        if value.kind in {"input", "buffer", "const", "zeros"} and not value.name.endswith("'"):
             return self.temp(value.shape, f"{value.name}'", kind=value.kind)
         return value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +30,7 @@ class ShiftAction:
                 self.producers[record.out.value] = record
 
     def run(
-        self, params: Params, constants: dict[Source, Tensor], watch: list[Condition]
+        self, params: Params, constants: dict[Source, Tensor], watch: list[Condition], *, tangent: bool = False
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Carry constants forward.
 
@@ -38,6 +39,7 @@ class ShiftAction:
             constants: for each source, the shift of the sum it is added to, in the shape of the parameter (size 1
                 along dimensions on which it does not depend).
             watch: conditions whose left-hand side is wanted.
+            tangent: to first order in the constants.
 
         Returns:
             Changes of the parameters by name, and the shift seen by each watched operand.
@@ -46,8 +48,9 @@ class ShiftAction:
         own: dict[Value, Tensor] = {}
         for (value, _), c in constants.items():
             own[value] = own[value] + c if value in own else c
-        shifts: dict[Value, Tensor] = dict(own)
-        change: dict[str, Tensor] = {v.name: c for v, c in own.items()}
+        shifts: dict[Value, Tensor] = {v: c for v, c in own.items() if v.kind == "param"}
+        change: dict[str, Tensor] = {v.name: c for v, c in own.items() if v.kind == "param"}
+        taken: dict[Product, Tensor] = {}
         absorbers = {id(r): s for s, r in flow.absorbing.items()}
         for record in flow.classes.cells.lower.records:
             absorber = absorbers.get(id(record))
@@ -57,11 +60,30 @@ class ShiftAction:
                 self._cut(record, shifts)
             elif isinstance(record, Product):
                 self._product(record, shifts, params)
+                if record in flow.biased:
+                    self._bias(record, shifts, own, taken, absorbs=absorber is not None)
             elif isinstance(record, Pointwise) and record.translates and record.x.value in shifts:
                 shifts[record.out.value] = relabel(shifts[record.x.value], record.x, record.out)
             elif isinstance(record, Norm) and record.bias is not None and record.bias.value in shifts:
                 shifts[record.out.value] = relabel(shifts[record.bias.value], record.bias, record.out)
-        return change, [_visible(shifts[c.operand.value], c) for c in watch if c.operand.value in shifts]
+        for record, constant in ({} if watch else taken).items():
+            # what takes up a constant depends on the biases before it, which have moved
+            moved = params if tangent else {n: p + change[n] if n in change else p for n, p in params.items()}
+            assert self.flow.take_up is not None
+            name, delta = self.flow.take_up(record, constant, moved)
+            change[name] = delta
+        for reading in flow.tied.values():  # what a table that also reads adds to the outputs
+            if reading.table in own and reading.bias is not None and not watch:
+                bias = reading.absorbed(params, own[reading.table])
+                change[reading.bias] = change.get(reading.bias, 0) - bias
+        seen = [
+            flow.tied[c.operand.value].seen(params, shifts[c.operand.value])
+            if c.reading
+            else _visible(shifts[c.operand.value], c)
+            for c in watch
+            if c.operand.value in shifts
+        ]
+        return change, seen
 
     def _sum(
         self, record: Sum, shifts: dict[Value, Tensor], own: dict[Value, Tensor], change: dict[str, Tensor],
@@ -84,6 +106,23 @@ class ShiftAction:
         if fixed is not None:
             shifts[record.out.value] = c * relabel(fixed, term, record.out)
 
+    @staticmethod
+    def _bias(
+        record: Product, shifts: dict[Value, Tensor], own: dict[Value, Tensor], taken: dict[Product, Tensor], *,
+        absorbs: bool,
+    ) -> None:  # fmt: skip
+        """A product without a bias adds a constant of its own."""
+        arriving, fixed = shifts.get(record.out.value), own.get(record.out.value)
+        wanted = fixed
+        if absorbs and arriving is not None:
+            wanted = -arriving if fixed is None else fixed - arriving
+        if wanted is not None:
+            taken[record] = wanted
+        total = fixed if absorbs else arriving if fixed is None else fixed if arriving is None else fixed + arriving
+        shifts.pop(record.out.value, None)
+        if total is not None:
+            shifts[record.out.value] = total
+
     def _cut(self, record: Cut, shifts: dict[Value, Tensor]) -> None:
         part, whole = record.out.value, record.whole
         if not record.joins and whole in shifts:
@@ -99,10 +138,11 @@ class ShiftAction:
             shifts[whole] = full
 
     def _product(self, record: Product, shifts: dict[Value, Tensor], params: Params) -> None:
-        at = [i for i, f in enumerate(record.factors) if f.value in shifts]
+        tied = {r.table for r in self.flow.tied.values() if r.record is record}
+        at = [i for i, f in enumerate(record.factors) if f.value in shifts and f.value not in tied]
         others = [f for i, f in enumerate(record.factors) if i not in at]
-        if len(at) != 1:
-            return
+        if len(at) != 1 or not all(self.flow.is_known(o.value) or o.value in self.flow.classes.data for o in others):
+            return  # a condition says that nothing arrives at a product with a buffer
         shifted = record.factors[at[0]]
         if any(o.value in self.flow.classes.data for o in others):
             contracted = [k for k in shifted.groups if k not in record.out.groups]
@@ -110,22 +150,36 @@ class ShiftAction:
                 kept = Operand(shifted.value, {k: d for k, d in shifted.groups.items() if k not in contracted})
                 shifts[record.out.value] = record.scale * relabel(shifts[shifted.value], kept, record.out)
             return  # otherwise it is multiplied by data, and a softmax removes it further on
-        tensors = [(shifts[shifted.value], shifted), *((self.value(o.value, params), o) for o in others)]
+        tensors = [
+            (shifts[shifted.value], shifted),
+            *((parameter_value(o.value, self.producers, params), o) for o in others),
+        ]
         shifts[record.out.value] = record.scale * einsum(tensors, record.out)
 
-    def value(self, value: Value, params: Params) -> Tensor:
-        """The number behind a value that is made of parameters only."""
-        if value.kind == "param":
-            return params[value.name]
-        record = self.producers[value]
-        if isinstance(record, Sum):
-            parts = [
-                c * relabel(self.value(t.value, params), t, record.out)
-                for t, c in zip(record.terms, record.coefficients, strict=True)
-            ]
-            return sum(parts[1:], parts[0])
-        assert isinstance(record, Product)
-        return record.scale * einsum([(self.value(f.value, params), f) for f in record.factors], record.out)
+
+def parameter_value(value: Value, producers: Mapping[Value, Record], params: Params) -> Tensor:
+    """The number behind a value that is made of parameters only.
+
+    Args:
+        value: a parameter, or sums and products of some.
+        producers: value -> the record that makes it.
+        params: all parameters.
+
+    Returns:
+        A tensor in the shape of the value (size 1 where it is constant).
+    """
+    if value.kind == "param":
+        return params[value.name]
+    record = producers[value]
+    if isinstance(record, Sum):
+        parts = [
+            c * relabel(parameter_value(t.value, producers, params), t, record.out)
+            for t, c in zip(record.terms, record.coefficients, strict=True)
+        ]
+        return sum(parts[1:], parts[0])
+    assert isinstance(record, Product)
+    factors = [(parameter_value(f.value, producers, params), f) for f in record.factors]
+    return record.scale * einsum(factors, record.out)
 
 
 def _visible(shift: Tensor, condition: Condition) -> Tensor:

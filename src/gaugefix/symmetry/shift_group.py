@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import numpy as np
@@ -13,8 +13,10 @@ from torch import Tensor
 
 from gaugefix.symmetry.axes import Axis
 from gaugefix.symmetry.groups import Symmetry
+from gaugefix.symmetry.records import Product
 from gaugefix.symmetry.shift_action import ShiftAction
 from gaugefix.symmetry.shifts import Condition, ShiftFlow, Source
+from gaugefix.symmetry.stream_groups import LastPoint
 from gaugefix.symmetry.units import Params
 
 #: unknowns up to which conditions that pass through weights are solved numerically
@@ -38,6 +40,7 @@ class Shift(Symmetry):
     leaves: tuple[Axis, ...] = ()
     sectors: tuple[frozenset[Axis], ...] = ()
     conditions: tuple[Condition, ...] = ()
+    _last: LastPoint[Tensor] = field(default_factory=LastPoint, repr=False)
 
     @property
     def n_generators(self) -> int:
@@ -52,9 +55,8 @@ class Shift(Symmetry):
         return math.prod(leaf.size for leaf in self.leaves)
 
     def generator(self, params: Params, k: int) -> dict[str, Tensor]:
-        """The k-th constant set to one; the action is linear in the constants, so this is exact."""
-        unit = self.path(k, torch.ones((), dtype=torch.float64))
-        moved = self.apply(params, unit)
+        """The k-th constant set to one, to first order."""
+        moved = self._moved(params, self.path(k, torch.ones((), dtype=torch.float64)), tangent=True)
         return {n: moved[n] - params[n] for n in self.parameters}
 
     def generators(self, params: Params) -> dict[str, Tensor]:
@@ -62,7 +64,7 @@ class Shift(Symmetry):
         moved = [n for n in self.parameters if n in params]
 
         def act(element: Tensor) -> tuple[Tensor, ...]:
-            new = self.apply(params, element)
+            new = self._moved(params, element, tangent=True)
             return tuple(new[n] - params[n] for n in moved)
 
         units = torch.eye(self._length, dtype=next(iter(params.values())).dtype)
@@ -82,6 +84,9 @@ class Shift(Symmetry):
 
     def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
         """Shift the sources and let the others absorb."""
+        return self._moved(params, element)
+
+    def _moved(self, params: Params, element: Tensor, *, tangent: bool = False) -> dict[str, Tensor]:
         assert self.action is not None
         element = element.to(next(iter(params.values())))
         if self.conditions:
@@ -89,7 +94,7 @@ class Shift(Symmetry):
         else:
             function = self._function(element)
             constants = {s: c * _place(self.action, s, function, self.leaves).to(element) for s, c in self.sources}
-        change, _ = self.action.run(params, constants, [])
+        change, _ = self.action.run(params, constants, [], tangent=tangent)
         out = dict(params)
         for name, delta in change.items():
             out[name] = out[name] + delta
@@ -103,10 +108,17 @@ class Shift(Symmetry):
     def _projected(self, params: Params, element: Tensor) -> dict[Source, Tensor]:
         """The nearest constants in the null space of the conditions at θ."""
         assert self.action is not None
-        matrix = condition_matrix(self.action, [s for s, _ in self.sources], self.conditions, params)
-        values, right = torch.linalg.svd(matrix.detach(), full_matrices=True)[1:]
-        basis = right[int((values > 1e-10 * values[:1]).sum()) :].T.to(element)
+        action, sources = self.action, [s for s, _ in self.sources]
+        basis = self._last(params, lambda: _free(condition_matrix(action, sources, self.conditions, params).detach()))
+        basis = basis.to(element)
         return _split(self.action, [s for s, _ in self.sources], basis @ (basis.T @ element))
+
+
+def _free(matrix: Tensor) -> Tensor:
+    """Orthonormal columns spanning the null space of conditions."""
+    values, right = torch.linalg.svd(matrix, full_matrices=True)[1:]
+    free: Tensor = right[int((values > 1e-10 * values[:1]).sum()) :].T
+    return free
 
 
 def _project_sector(full: Tensor, leaves: tuple[Axis, ...], sector: frozenset[Axis]) -> Tensor:
@@ -227,7 +239,7 @@ def _components(flow: ShiftFlow) -> list[tuple[list[Source], list[Condition]]]:
     for c in flow.conditions:
         alive = [s for s in c.form if s not in dead]
         if alive:
-            live.append(Condition(c.operand, {s: c.form[s] for s in alive}, c.free, c.dims))
+            live.append(replace(c, form={s: c.form[s] for s in alive}))
         for s in alive[1:]:
             parent[find(s)] = find(alive[0])
     groups: dict[Source, tuple[list[Source], list[Condition]]] = defaultdict(lambda: ([], []))
@@ -243,11 +255,12 @@ def _exact(
 ) -> list[Symmetry]:
     """Copies only: one small null space for each sector."""
     flow = action.flow
+    place = {leaf: i for i, leaf in enumerate(names)}
     sectors = dict.fromkeys(
         frozenset(some)
         for s in sources
         for n in range(len(flow.sources[s]), -1, -1)
-        for some in combinations(sorted(flow.sources[s], key=list(names).index), n)
+        for some in combinations(sorted(flow.sources[s], key=place.__getitem__), n)
     )
     solutions: dict[tuple[tuple[Source, float], ...], list[frozenset[Axis]]] = defaultdict(list)
     for sector in sectors:
@@ -261,7 +274,7 @@ def _exact(
             solutions[tuple((s, float(x)) for s, x in zip(columns, vector, strict=True) if x)].append(sector)
     out: list[Symmetry] = []
     for weights, allowed in solutions.items():
-        leaves = tuple(sorted(frozenset().union(*allowed), key=lambda a: list(names).index(a) if a in names else 0))
+        leaves = tuple(sorted(frozenset().union(*allowed), key=lambda a: place.get(a, 0)))
         dim = sum(math.prod(leaf.size - 1 for leaf in sector) for sector in allowed)
         if dim:
             out.append(_shift(action, weights, leaves, tuple(allowed), dim))
@@ -272,7 +285,7 @@ def _shift(
     action: ShiftAction, vector: tuple[tuple[Source, float], ...], leaves: tuple[Axis, ...],
     sectors: tuple[frozenset[Axis], ...], dim: int, conditions: tuple[Condition, ...] = (),
 ) -> Shift:  # fmt: skip
-    params = dict.fromkeys(s[0].name for s, _ in vector)
+    params = dict.fromkeys(_moved(action, s) for s, _ in vector)
     return Shift(
         f"{', '.join(params)}: shift",
         f"T({dim})",
@@ -287,10 +300,18 @@ def _shift(
     )
 
 
+def _moved(action: ShiftAction, source: Source) -> str:
+    """The parameter behind a source: itself, or the weight of a product that takes up a constant."""
+    record = action.producers.get(source[0])
+    return action.flow.biased[record].value.name if isinstance(record, Product) else source[0].name
+
+
 def _touched(action: ShiftAction, vector: tuple[tuple[Source, float], ...]) -> list[str]:
     """Biases that absorb the shift."""
     sources = {s for s, _ in vector}
-    return [absorber[0].name for absorber, form in action.flow.absorbed.items() if sources & form.keys()]
+    touched = [_moved(action, absorber) for absorber, form in action.flow.absorbed.items() if sources & form.keys()]
+    readings = [action.flow.tied[s[0]] for s in sources if s[0] in action.flow.tied]
+    return touched + [r.bias for r in readings if r.bias is not None]
 
 
 def _sparse_null_space(matrix: np.ndarray) -> list[np.ndarray]:
@@ -328,7 +349,7 @@ def _numeric(
 ) -> tuple[Symmetry | None, str | None]:
     """Some arrival went through weights: the null space depends on θ; its generic dimension is computed."""
     n = sum(_count(action, s) for s in sources)
-    names = ", ".join(dict.fromkeys(s[0].name for s in sources))
+    names = ", ".join(dict.fromkeys(_moved(action, s) for s in sources))
     if n > MAX_NUMERIC:
         return None, f"shifts of {names} ({n} numbers) pass through weights without a bias; not solved at this size"
     generator = torch.Generator().manual_seed(0)

@@ -9,16 +9,19 @@ linear system for the constants, solved sector by sector like the charges.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Literal
+from typing import Literal, Protocol
+
+from torch import Tensor
 
 from gaugefix.symmetry.axes import Axis, AxisError
 from gaugefix.symmetry.cells import Cell, JointCell, Slot
 from gaugefix.symmetry.classes import Classes
 from gaugefix.symmetry.graph import Value
 from gaugefix.symmetry.records import Cut, Label, Norm, Operand, Pointwise, Product, Record, Softmax, Sum
+from gaugefix.symmetry.units import Params
 
 Source = tuple[Value, Cell]  # a cell of a parameter that is added somewhere
 How = Literal["copy", "map", "wild"]
@@ -53,12 +56,44 @@ class Condition:
         form: what arrives there.
         free: leaves of the axis along which a constant is removed.
         dims: their dimensions in the operand.
+        reading: the operand is a table that also reads (see `TiedReading`), and only that is meant.
     """
 
     operand: Operand
     form: Form
     free: frozenset[Axis] | None
     dims: frozenset[int] = frozenset()
+    reading: bool = False
+
+
+class TiedReading(Protocol):
+    """How a table that is also contracted with data takes a constant that is added to all its rows."""
+
+    @property
+    def table(self) -> Value:
+        """The parameter."""
+
+    @property
+    def record(self) -> Product:
+        """Where it is contracted with data."""
+
+    @property
+    def unseen(self) -> bool:
+        """Whether a softmax removes what is added to every output."""
+
+    @property
+    def bias(self) -> str | None:
+        """A bias behind it."""
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Dimensions along which it is looked up."""
+
+    def seen(self, params: Params, shift: Tensor) -> Tensor:
+        """What the reading sees of it."""
+
+    def absorbed(self, params: Params, shift: Tensor) -> Tensor:
+        """What a bias has to take back."""
 
 
 @dataclass(eq=False)
@@ -68,16 +103,22 @@ class ShiftFlow:
     Attributes:
         classes: of the lowered graph.
         sources: the unknowns, each with the leaves it may depend on.
-        absorbing: source -> the sum in which it takes back what arrives.
+        absorbing: source -> the sum (or product) in which it takes back what arrives.
         absorbed: source -> what arrives there.
         conditions: what the unknowns must satisfy.
+        biased: products that can take up a constant without a bias (see `VirtualBiases`), with their weight.
+        take_up: how they do.
+        tied: tables that are also contracted with data (the last layer of a language model).
     """
 
     classes: Classes
     sources: dict[Source, frozenset[Axis]] = field(default_factory=dict)
-    absorbing: dict[Source, Sum] = field(default_factory=dict)
+    absorbing: dict[Source, Sum | Product] = field(default_factory=dict)
     absorbed: dict[Source, Form] = field(default_factory=dict)
     conditions: list[Condition] = field(default_factory=list)
+    biased: dict[Product, Operand] = field(default_factory=dict)
+    tied: Mapping[Value, TiedReading] = field(default_factory=dict)
+    take_up: Callable[[Product, Tensor, Params], tuple[str, Tensor]] | None = None
     _forms: dict[tuple[Value, Cell], Form] = field(default_factory=dict)
     _stochastic: dict[Value, int] = field(default_factory=dict)  # value -> dimension along which it sums to one
     _averages: dict[tuple[int, Cell], list[tuple[JointCell, Form]]] = field(default_factory=dict)
@@ -90,6 +131,7 @@ class ShiftFlow:
         self._zero = set(lower.zero)
         self._shared = {leaf: len({key[0] for key, _ in c.slots}) for leaf, c in self.classes.by_leaf.items()}
         self._shiftable = self._find_shiftable()
+        self._known = self._find_known()
         for record in lower.records:
             try:
                 joints = list(self.classes.cells.joint(record))
@@ -99,11 +141,27 @@ class ShiftFlow:
                 for joint in joints:
                     self._step(record, joint)
                 self._compare_parts()
+                if record in self.biased:
+                    self._bias(record)
             except AxisError:
                 for operand in record.operands():
                     self._forbid(operand)
         for value in lower.zero:
             self._forbid(Operand(value, {d: (d,) for d in range(value.ndim)}))
+
+    def is_known(self, value: Value) -> bool:
+        """Whether a value is made of parameters by products and sums, so that its numbers can be computed."""
+        return value in self._known
+
+    def _find_known(self) -> set[Value]:
+        lower = self.classes.cells.lower
+        known = set(lower.graph.params.values()) - self._zero
+        for record in lower.records:
+            if isinstance(record, Sum | Product) and all(
+                o.value in known and not o.hidden_dims() for o in record.operands()
+            ):
+                known.add(record.out.value)
+        return known
 
     def _find_shiftable(self) -> set[Value]:
         """Parameters that only ever enter sums with data, directly or after copies."""
@@ -113,6 +171,8 @@ class ShiftFlow:
             made = record.whole if isinstance(record, Cut) and record.joins else record.out.value
             onward = made in data or good.get(made, False)
             for operand in _sources(record):
+                if operand.value in self.tied and record is self.tied[operand.value].record:
+                    continue
                 added = isinstance(record, Sum | Cut) or (isinstance(record, Norm) and operand is record.bias)
                 table = isinstance(record, Sum) and bool(operand.hidden_dims())
                 good[operand.value] = good.get(operand.value, True) and added and (onward or table)
@@ -122,7 +182,8 @@ class ShiftFlow:
         """What arrives at a cell of an operand; a parameter that may shift is its own unknown."""
         key = (operand.value, cell)
         if key not in self._forms and operand.value in self._shiftable:
-            hidden = operand.hidden_dims()
+            reading = self.tied.get(operand.value)  # all rows of a tied table shift alike
+            hidden = operand.hidden_dims() | set(() if reading is None else reading.rows)
             slots = [
                 (s, leaf)
                 for s, leaf in self.classes.cells.slots(*key)
@@ -157,9 +218,9 @@ class ShiftFlow:
         names, target = joint.slot_names(i), {name: slot for slot, name in joint.slot_names(0).items()}
         return {
             source: Arrival(
-                a.how,
+                a.how if a.slots <= names.keys() else "wild",  # data choose among numbers that differ
                 a.coefficient * factor,
-                frozenset(target[names[s]] for s in a.slots if names[s] in target),
+                frozenset(target[names[s]] for s in a.slots if names.get(s) in target),
                 a.origin,
             )
             for source, a in form.items()
@@ -211,6 +272,26 @@ class ShiftFlow:
         self.absorbed[source] = arriving
         return True
 
+    def _bias(self, record: Product) -> None:
+        """A product that takes up a constant is a source of its own, and takes back what arrives if it can."""
+        labels = [k for k in self.biased[record].groups if k in record.out.groups]
+        dims = {d for k in labels for d in record.out.groups[k]}
+        own: dict[Source, Arrival] = {}
+        for cell in dict.fromkeys(joint.cells[0] for joint in self.classes.cells.joint(record)):
+            slots = [(s, leaf) for s, leaf in self.classes.cells.slots(record.out.value, cell) if s[0] in dims]
+            source = (record.out.value, cell)
+            self.sources[source] = frozenset(leaf for _, leaf in slots)
+            own[source] = Arrival("copy", 1.0, frozenset(s for s, _ in slots))
+        arriving = {s: self._forms.get(s, {}) for s in own}
+        takes = all(
+            a.how != "wild" and a.slots <= own[s].slots for s, form in arriving.items() for a in form.values()
+        ) and any(arriving.values())
+        for source, form in arriving.items():
+            if takes:
+                self.absorbing[source] = record
+                self.absorbed[source] = form
+            self._forms[source] = _add({} if takes else form, {source: own[source]})
+
     def _pass_stochastic(self, record: Sum) -> None:
         term = record.terms[0]
         dim = self._stochastic.get(term.value)
@@ -228,6 +309,12 @@ class ShiftFlow:
 
     def _product(self, record: Product, joint: JointCell, inputs: list[Form]) -> None:
         for i in (i for i, form in enumerate(inputs) if form):
+            reading = self.tied.get(record.factors[i].value)
+            if reading is not None and reading.record is record:
+                if not reading.unseen:
+                    form = {s: replace(a, how="map") for s, a in inputs[i].items()}
+                    self.conditions.append(Condition(joint.operands[i + 1], form, None, reading=True))
+                continue
             if record.border:
                 self._condition(joint, i + 1, inputs[i], None)
                 continue
@@ -241,8 +328,8 @@ class ShiftFlow:
                 ))
             elif any(o.value in self.classes.data for o in others):
                 self._store(joint, self._mix(joint, i, inputs[i], "wild"))
-            elif any(o.value in self._zero for o in others):
-                self._condition(joint, i + 1, inputs[i], None)  # a buffer, whose numbers we do not know
+            elif not all(self.is_known(o.value) for o in others):
+                self._condition(joint, i + 1, inputs[i], None)  # a buffer or softplus(w), whose numbers we do not know
             elif others or not constant:
                 self._store(joint, self._mix(joint, i, inputs[i], "map"))
             else:  # a sum over dimensions along which it is constant

@@ -11,11 +11,12 @@ import numpy as np
 from gaugefix.symmetry.axes import Axis
 from gaugefix.symmetry.cells import Cells
 from gaugefix.symmetry.classes import AxisClass, Classes, SlotKey
+from gaugefix.symmetry.dead import private_bias
 from gaugefix.symmetry.flow import Flow, places, slice_of
 from gaugefix.symmetry.frames import find_frames
 from gaugefix.symmetry.graph import Value
 from gaugefix.symmetry.groups import Diagonal, Symmetry
-from gaugefix.symmetry.records import Cut, Norm, Operand, Product, Sum
+from gaugefix.symmetry.records import Norm, Operand, Product, Sum
 from gaugefix.symmetry.scalefree import ScaleFlow
 from gaugefix.symmetry.stream_groups import (
     MeanShift,
@@ -35,12 +36,12 @@ def _others(classes: Classes, key: SlotKey) -> int:
 
 
 def find_stream_symmetries(
-    classes: Classes, names: dict[Axis, str], shifting: Mapping[Value, frozenset[Axis]]
+    flow: Flow, names: dict[Axis, str], shifting: Mapping[Value, frozenset[Axis]]
 ) -> list[Symmetry]:
     """Everything that normalisations allow beyond permutations, scales and constant shifts.
 
     Args:
-        classes: the axis classes.
+        flow: who makes and reads what.
         names: readable names of the classes.
         shifting: parameters that may move by a constant (see `shifts`) with the leaves it may depend on, so that the
             common part is counted once.
@@ -48,7 +49,7 @@ def find_stream_symmetries(
     Returns:
         Mean shifts, null directions, stream rotations, rotary pairs.
     """
-    flow = Flow(classes)
+    classes = flow.classes
     out: list[Symmetry] = []
     out += _row_scales(flow)
     out += _mean_shifts(flow, shifting)
@@ -120,51 +121,45 @@ def _mean_shift(where: Slice, n: int, counted: int) -> list[Symmetry]:
 
 
 def _null_directions(flow: Flow) -> list[Symmetry]:
-    readers: dict[Norm, list[tuple[Slice, int, str | None]]] = defaultdict(list)  # slice, other entries, bias behind
+    """Readers of a centred normalisation that take the constant back in a bias, or have none to take back.
+
+    Without a bias a reader of several groups keeps the combinations whose constants cancel; that it can take up the
+    constant of another is the business of `VirtualBiases`.
+
+    Args:
+        flow: who makes and reads what.
+
+    Returns:
+        One symmetry for each such reader.
+    """
+    out: list[Symmetry] = []
     cells = flow.classes.cells
     uses = Counter(operand.value for record in cells.lower.records for operand in record.operands())
-    spoiled: set[Norm] = set()
     for record in cells.lower.records:
         if not isinstance(record, Product) or len(record.factors) != 2:
             continue
         for w, x in (record.factors, record.factors[::-1]):
             norm = flow.normalised(x.value)
-            if norm is None:
+            if norm is None or w.value.kind != "param" or uses[w.value] != 1:
                 continue
-            where = _read_slice(cells, record, w, norm) if w.value.kind == "param" else None
-            if where is not None and uses[w.value] == 1:
-                entries = prod(n for d, n in enumerate(w.value.shape) if d != where.dim)
-                readers[norm].append((where, entries, _bias_behind(flow, record.out, entries)))
-            else:
-                spoiled.add(norm)
-    out: list[Symmetry] = []
-    for norm, found in readers.items():
-        gain, shift = (None if o is None else flow.origin(o.value) for o in (norm.gain, norm.bias))
-        if any(v is not None and v.kind != "param" for v in (gain, shift)):
-            continue
-        groups, size = found[0][0].index.shape[:2]
-        for where, n, bias in found:
-            if bias is not None or shift is None:
-                out.append(_null(norm, gain, shift, (where,), groups * n, groups * n, bias, joint=False))
-        rows = sum(n for _, n, bias in found if bias is None)
-        if rows and shift is not None and uses[shift] == 1 and norm not in spoiled and _only_read(flow, norm):
-            slices = tuple(s for s, _, _ in found)
-            out.append(_null(norm, gain, shift, slices, groups * size, groups * min(size, rows), None, joint=True))
+            where = _read_slice(cells, record, w, norm)
+            gain, shift = (None if o is None else flow.origin(o.value) for o in (norm.gain, norm.bias))
+            if where is None or any(v is not None and v.kind != "param" for v in (gain, shift)):
+                continue
+            n = prod(size for d, size in enumerate(w.value.shape) if d != where.dim)
+            bias = None if shift is None else private_bias(flow, record.out, n)
+            groups = where.index.shape[0]
+            free = groups - (bias is None and shift is not None)
+            if free:
+                moved = [*places([where]), *([] if bias is None else [f"{bias}[0]"])]
+                out.append(
+                    NullDirection(
+                        f"{where.param}: null direction", f"T({free * n})", free * n, tuple(moved), False,
+                        reader=where, gain=None if gain is None else gain.name,
+                        shift=None if shift is None else shift.name, bias=bias, length=groups * n,
+                    )
+                )  # fmt: skip
     return out
-
-
-def _null(
-    norm: Norm, gain: Value | None, shift: Value | None, slices: tuple[Slice, ...], length: int, dim: int,
-    bias: str | None, *, joint: bool,
-) -> Symmetry:  # fmt: skip
-    changed = (None if shift is None else shift.name) if joint else bias
-    moved = [*places(slices), *([] if changed is None else [f"{changed}[0]"])]
-    name = f"{changed or norm.place}: null direction" if joint else f"{slices[0].param}: null direction"
-    return NullDirection(
-        name, f"T({length})", dim, tuple(moved), False,
-        readers=slices, gain=None if gain is None else gain.name, shift=None if shift is None else shift.name,
-        reader_bias=bias, length=length, joint=joint,
-    )  # fmt: skip
 
 
 def _read_slice(cells: Cells, record: Product, w: Operand, norm: Norm) -> Slice | None:
@@ -197,37 +192,6 @@ def _reduced_dims(norm: Norm) -> list[int]:
     return [d for label in norm.reduced for d in norm.x.groups.get(label, ())]
 
 
-def _bias_behind(flow: Flow, out: Operand, entries: int) -> str | None:
-    """The bias that is added right behind a product, one number for every row of the weight."""
-    users = flow.consumers[out.value]
-    if len(users) != 1 or not isinstance(users[0][0], Sum):
-        return None
-    for term in users[0][0].terms:
-        v = term.value
-        if v.kind == "param" and len(flow.consumers[v]) == 1 and prod(v.shape) == entries:
-            return v.name
-    return None
-
-
-def _only_read(flow: Flow, norm: Norm) -> bool:
-    """Whether the output of a normalisation is only ever contracted with weights (after copies)."""
-    stack = [norm.out.value]
-    while stack:
-        value = stack.pop()
-        if value in flow.outputs or not flow.consumers[value]:
-            return False
-        for record, _ in flow.consumers[value]:
-            if (
-                (isinstance(record, Cut) and not record.joins)
-                or (isinstance(record, Sum) and len(record.terms) == 1)
-                or (isinstance(record, Product) and len(record.factors) == 1 and Flow.is_mean(record))
-            ):
-                stack.append(record.out.value)
-            elif not isinstance(record, Product) or all(f.value.kind != "param" for f in record.factors):
-                return False
-    return True
-
-
 def _unread(flow: Flow, c: AxisClass) -> list[Symmetry]:
     """What a narrower linear reader cannot see of a wider axis."""
     classes = flow.classes
@@ -256,8 +220,8 @@ def _unread(flow: Flow, c: AxisClass) -> list[Symmetry]:
 def _rotary(classes: Classes, c: AxisClass, names: dict[Axis, str]) -> list[Symmetry]:
     if c.elementwise or c.norms:
         return []
-    order = list(classes.by_leaf)
-    fibers = tuple(sorted(c.fibers, key=order.index))
+    place = {leaf: i for i, leaf in enumerate(classes.by_leaf)} if len(c.fibers) > 1 else {}
+    fibers = tuple(sorted(c.fibers, key=lambda leaf: place.get(leaf, 0)))
     halves: dict[tuple[Value, int, tuple[int, ...]], list[SlotKey]] = defaultdict(list)
     for key, _ in c.slots:
         value, cell, slot = key

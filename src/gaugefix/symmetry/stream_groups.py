@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from gaugefix.symmetry.groups import Symmetry
 from gaugefix.symmetry.units import Params, Slice
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class LastPoint(Generic[T]):
+    """What was computed at one point of parameter space, kept for the next generator at the same point."""
+
+    _point: tuple[Tensor, ...] = ()
+    _value: list[T] = field(default_factory=list)
+
+    def __call__(self, params: Params, compute: Callable[[], T]) -> T:
+        """The value at a point, computed if the last one was another (by identity of the tensors)."""
+        point = tuple(params.values())
+        known = self._value and len(point) == len(self._point)
+        if not known or any(a is not b for a, b in zip(point, self._point, strict=True)):
+            self._point, self._value = point, [compute()]
+        return self._value[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +57,19 @@ class VectorSymmetry(Symmetry):
         unit = torch.zeros(self.length, dtype=t.dtype)
         unit[k] = 1
         return t * unit
+
+
+@dataclass(frozen=True, eq=False)
+class FreeParameter(VectorSymmetry):
+    """A parameter that no operation reads. Elements: what is added to it, flattened."""
+
+    independent = True
+    param: str = ""
+
+    def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
+        """Add."""
+        p = params[self.param]
+        return {**params, self.param: p + element.to(p).reshape(p.shape)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,44 +118,41 @@ class Unread(VectorSymmetry):
 
 @dataclass(frozen=True, eq=False)
 class NullDirection(VectorSymmetry):
-    """Readers of a LayerNorm may change along 1/g, which its output β + g⊙x̂ does not see because Σ x̂ = 0.
+    """A reader of a LayerNorm may change along 1/g, which its output β + g⊙x̂ does not see because Σ x̂ = 0.
 
-    W → W + v(1/g)ᵀ and b → b − vΣβ/g for one reader with a bias; without one, all readers together:
-    W → W(1 + δ(1/g)ᵀ), β → (1 + δ(1/g)ᵀ)⁻¹β. Elements: v, or δ, for every group of a GroupNorm.
+    W → W + v(1/g)ᵀ and b → b − vΣβ/g. Elements: v for every group of a GroupNorm. Without a bias that takes the
+    constant back, Σ over the groups of vΣβ/g is made zero.
+
+    Attributes:
+        reader: the slice of W that is contracted with the output.
+        gain: name of g.
+        shift: name of β.
+        bias: name of b.
     """
 
-    readers: tuple[Slice, ...] = ()
+    reader: Slice | None = None
     gain: str | None = None
     shift: str | None = None
-    reader_bias: str | None = None
-    joint: bool = False
-
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """Gaussian numbers; small for δ, so that the map is invertible."""
-        z = super().sample(generator)
-        return 0.1 * z / self.length**0.5 if self.joint else z
+    bias: str | None = None
 
     def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
-        """Change the readers and take the constant back in a bias."""
+        """Change the reader and take the constant back in the bias."""
+        assert self.reader is not None
         out = dict(params)
-        groups, n, _ = self.readers[0].index.shape
-        w0 = params[self.readers[0].param]
-        g = params[self.gain].reshape(groups, n) if self.gain is not None else w0.new_ones(groups, n)
-        beta = params[self.shift].reshape(groups, n) if self.shift is not None else w0.new_zeros(groups, n)
-        element = element.to(w0).reshape(groups, -1)
-        total = (beta / g).sum(1, keepdim=True)
-        for s in self.readers:
-            block = s.take(out[s.param])  # (groups, n, 1, *rest)
-            pulled = (
-                torch.einsum("fn,fn...->f...", element, block) if self.joint else element.reshape(block[:, 0].shape)
-            )
-            out[s.param] = s.put(out[s.param], block + torch.einsum("fn,f...->fn...", 1 / g, pulled))
-        if self.joint and self.shift is not None:
-            moved = beta - element * (total / (1 + (element / g).sum(1, keepdim=True)))
-            out[self.shift] = moved.reshape(params[self.shift].shape)
-        elif self.reader_bias is not None and self.shift is not None:
-            b = out[self.reader_bias]
-            out[self.reader_bias] = b - (total * element).sum(0).reshape(b.shape)
+        groups, n, _ = self.reader.index.shape
+        w = params[self.reader.param]
+        g = params[self.gain].reshape(groups, n) if self.gain is not None else w.new_ones(groups, n)
+        block = self.reader.take(w)  # (groups, n, 1, *rest)
+        v = element.to(w).reshape(groups, -1)
+        if self.shift is not None:
+            total = (params[self.shift].reshape(groups, n) / g).sum(1, keepdim=True)
+            if self.bias is not None:
+                b = params[self.bias]
+                out[self.bias] = b - (total * v).sum(0).reshape(b.shape)
+            else:
+                v = v - total * (total * v).sum(0) / (total * total).sum()
+        v = v.reshape(block[:, 0].shape)
+        out[self.reader.param] = self.reader.put(w, block + torch.einsum("fn,f...->fn...", 1 / g, v))
         return out
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from gaugefix.symmetry.capture import named_outputs
 from gaugefix.symmetry.generic import generic_parameters
-from gaugefix.symmetry.graph import named_outputs
 from gaugefix.symmetry.symmetries import Symmetries, Verification
 
 TOLERANCE = 1e-9
+#: points drawn at most until one can be judged
+REDRAWS = 20
 _GROUPED = {
     f for f in (getattr(torch, "_grouped_mm", None), getattr(nn.functional, "grouped_mm", None)) if f is not None
 }
@@ -61,6 +63,32 @@ def random_parameters(model: nn.Module, generator: torch.Generator) -> dict[str,
     return generic_parameters({n: tuple(p.shape) for n, p in model.named_parameters()}, generator)
 
 
+def judgeable_parameters(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """`random_parameters`, drawn again where the example shows a normalisation equal numbers (see `Degenerate`).
+
+    Args:
+        model: a copy is run.
+        args: example arguments.
+        kwargs: example keyword arguments.
+        generator: source of randomness.
+
+    Returns:
+        float64 tensors by name; the last of `REDRAWS` draws if none was better.
+    """
+    lab = laboratory_copy(model).to("cpu")
+    noise = Degenerate(lab)
+    args, kwargs = to_double(args), to_double(dict(kwargs))
+    params: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for _ in range(REDRAWS):
+            params = random_parameters(model, generator)
+            if not noise.during(lambda point=params: float_outputs(lab, point, args, kwargs))[1]:  # type: ignore[misc]
+                break
+    return params
+
+
 def to_double(tree: Any) -> Any:
     """Floating tensors of a pytree in float64."""
     return pytree.tree_map(
@@ -87,10 +115,11 @@ def _grouped_mm(x: Tensor, weight: Tensor, offs: Tensor, **_: Any) -> Tensor:
 
 
 def float_outputs(
-    model: nn.Module, params: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: nn.Module, params: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any], noise: int = 0
 ) -> list[Tensor]:
-    """Floating output tensors of a functional call, in order."""
-    with _Float64():
+    """Floating output tensors of a functional call, in order; what the model draws at random is fixed by ``noise``."""
+    with _Float64(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(noise)
         result = torch.func.functional_call(model, dict(params), args, dict(kwargs))
     return list(named_outputs(result).values())
 
@@ -105,6 +134,42 @@ def relative_change(new: list[Tensor], old: list[Tensor]) -> float:
     return worst
 
 
+class Degenerate:
+    """Notes whether a normalisation met a set of equal numbers: what it makes of them is rounding noise.
+
+    Units that are dead on a whole batch do that to a BatchNorm. No symmetry can be judged at such a point.
+    """
+
+    def __init__(self, lab: nn.Module) -> None:
+        self.met = False
+        for module in lab.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.LayerNorm | nn.GroupNorm):
+                module.register_forward_pre_hook(self._look)
+
+    def _look(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        (x,) = args
+        if isinstance(module, nn.LayerNorm):
+            rows = x.reshape(-1, math.prod(module.normalized_shape))
+        elif isinstance(module, nn.GroupNorm):
+            rows = x.reshape(x.shape[0] * module.num_groups, -1)
+        else:
+            rows = x.transpose(0, 1).reshape(x.shape[1], -1)
+        spread = rows.var(dim=1, unbiased=False)
+        self.met |= bool((spread <= 1e-20 * rows.square().mean(dim=1)).any())
+
+    def during(self, call: Callable[[], list[Tensor]]) -> tuple[list[Tensor], bool]:
+        """The result of a call, and whether it met one.
+
+        Args:
+            call: runs the module.
+
+        Returns:
+            Both.
+        """
+        self.met = False
+        return call(), self.met
+
+
 def verify_symmetries(
     found: Symmetries,
     model: nn.Module,
@@ -117,6 +182,8 @@ def verify_symmetries(
     prefix: str = "",
 ) -> Symmetries:
     """Check every symmetry and drop those that fail.
+
+    Points at which a normalisation meets equal numbers only (see `Degenerate`) are drawn again.
 
     Args:
         found: the claims.
@@ -133,21 +200,28 @@ def verify_symmetries(
     """
     generator = torch.Generator().manual_seed(seed)
     lab = laboratory_copy(model).to("cpu")
+    noise = Degenerate(lab)
     args, kwargs = to_double(args), to_double(dict(kwargs))
     errors = dict.fromkeys((s.name for s in found), 0.0)
     with torch.no_grad():
+
+        def outputs(point: Mapping[str, Tensor]) -> tuple[list[Tensor], bool]:
+            return noise.during(lambda: float_outputs(lab, {prefix + n: p for n, p in point.items()}, args, kwargs))
+
         for _ in range(trials):
-            params = {n.removeprefix(prefix): p for n, p in random_parameters(model, generator).items()}
-
-            def outputs(point: Mapping[str, Tensor]) -> list[Tensor]:
-                return float_outputs(lab, {prefix + n: p for n, p in point.items()}, args, kwargs)
-
-            reference = outputs(params)
+            for _ in range(REDRAWS):
+                params = {n.removeprefix(prefix): p for n, p in random_parameters(model, generator).items()}
+                reference, bad = outputs(params)
+                if not bad:
+                    break
             for s in found:
                 if s.level != "function":
                     continue
-                moved = s.apply(params, s.sample(generator))
-                error = relative_change(outputs(moved), reference)
+                for _ in range(REDRAWS):
+                    moved, bad = outputs(s.apply(params, s.sample(generator)))
+                    error = relative_change(moved, reference)
+                    if not bad or error <= tolerance:
+                        break
                 errors[s.name] = max(errors[s.name], error if math.isfinite(error) else math.inf)
     checks = [
         Verification(s.name, errors[s.name], tolerance, trials, errors[s.name] <= tolerance)

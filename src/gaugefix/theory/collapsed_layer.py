@@ -13,6 +13,7 @@ general loss and activation); at any other point it is the birth threshold of a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,15 +125,39 @@ def homogeneous_threshold(
     w = w if starts is None else np.vstack([starts, w])
     if not len(w):
         raise ValueError("homogeneous_threshold needs a start: give n_random >= 1 or starts.")
-    w = _normalise(w)
-    value, gradient = _pull(g, h, w, negative_slope)
+    return ascend(lambda rows: _pull(g, h, rows, negative_slope), w, max_iter=max_iter, tolerance=tolerance)
+
+
+def ascend(
+    pull: Callable[[Float[Array, "k d"]], tuple[Float[Array, " k"], Float[Array, "k d"]]],
+    starts: Float[Array, "s d"],
+    *,
+    max_iter: int = 400,
+    tolerance: float = 1e-10,
+) -> Ascent:
+    """Gradient ascent on the unit sphere from many starts at once, for a function that is homogeneous of degree one.
+
+    A full step goes to the direction of the gradient (for a locally linear pull that is a power iteration); a step that
+    does not raise the value is halved.
+
+    Args:
+        pull: values and gradients at rows of norm 1; only the direction of a gradient counts.
+        starts: rows of any norm.
+        max_iter: largest number of steps.
+        tolerance: relative gain below which a start is finished.
+
+    Returns:
+        The best row found.
+    """
+    w = _normalise(starts)
+    value, gradient = pull(w)
     step, gain, active = np.ones(len(w)), np.full(len(w), np.inf), value > 0
     iterations = 0
     while active.any() and iterations < max_iter:
         iterations += 1
         k = np.flatnonzero(active)
         trial = _normalise((1 - step[k, None]) * w[k] + step[k, None] * _normalise(gradient[k]))
-        new_value, new_gradient = _pull(g, h, trial, negative_slope)
+        new_value, new_gradient = pull(trial)
         better = new_value > value[k]
         up, down = k[better], k[~better]
         gain[up] = new_value[better] / value[up] - 1

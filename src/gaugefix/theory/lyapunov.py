@@ -46,8 +46,8 @@ class Exponents:
         blocks: in how many blocks.
     """
 
-    value: Float[np.ndarray, "*members"]
-    stderr: Float[np.ndarray, "*members"]
+    value: Float[np.ndarray, ...]
+    stderr: Float[np.ndarray, ...]
     steps: int
     blocks: int
 

@@ -138,6 +138,54 @@ def critical_batch(curvatures: Float[np.ndarray, " n"], lr: float, weight_decay:
     return float(k.var() / slack) if slack > 0 else math.nan
 
 
+def decay_shift(lr: float, weight_decay: float) -> tuple[float, float]:
+    """Weight decay as a change of the learning rate and a shift, exact for any product of random matrices.
+
+    1 − lr·(H + λ) = (1 − lr·λ)(1 − lr'·H) with lr' = lr/(1 − lr·λ), hence Λ(lr, λ) = log(1 − lr·λ) + Λ(lr', 0). For
+    decoupled decay, which multiplies by 1 − lr·λ after a step of lr, it is the shift alone.
+
+    Args:
+        lr: learning rate.
+        weight_decay: λ, below 1/lr.
+
+    Returns:
+        lr' and log(1 − lr·λ).
+
+    Raises:
+        ValueError: if lr·λ ≥ 1.
+
+    Source: arXiv 2303.13093 (L1).
+
+    Example:
+        >>> rate, shift = decay_shift(0.5, 0.4)
+        >>> rate, round(shift, 4)
+        (0.625, -0.2231)
+    """
+    left = 1 - lr * weight_decay
+    if left <= 0:
+        raise ValueError(f"decay_shift needs lr·weight_decay < 1, got {lr!r}·{weight_decay!r}.")
+    return lr / left, math.log(left)
+
+
+def decoupled_decay_threshold(exponent: float, lr: float) -> float:
+    """Decoupled weight decay that stops a mode which grows by Λ without any, (1 − e^{−Λ})/lr.
+
+    Args:
+        exponent: Λ without decay.
+        lr: learning rate.
+
+    Returns:
+        λ_c of a decay θ ← (1 − lr·λ)θ applied after the gradient step (SGDW, AdamW); 0 if Λ ≤ 0.
+
+    Source: arXiv 2303.13093 (L1).
+
+    Example:
+        >>> round(decoupled_decay_threshold(0.01, 0.1), 4)
+        0.0995
+    """
+    return max(0.0, -math.expm1(-exponent) / lr)
+
+
 def escape_steps(exponent: float, start: float, end: float) -> float:
     """Mean number of steps from |z| = ``start`` to |z| = ``end`` of a log|z| that drifts by Λ.
 

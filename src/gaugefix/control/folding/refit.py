@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gaugefix.control.folding.records import Refit
 from gaugefix.errors import ControlError
-from gaugefix.symmetry.graph import named_outputs
+from gaugefix.symmetry.capture import named_outputs
 from gaugefix.task import Task
 
 

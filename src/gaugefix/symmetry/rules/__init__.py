@@ -7,5 +7,6 @@ from gaugefix.symmetry.rules import embedding as embedding
 from gaugefix.symmetry.rules import linear as linear
 from gaugefix.symmetry.rules import loss as loss
 from gaugefix.symmetry.rules import norm as norm
+from gaugefix.symmetry.rules import recurrent as recurrent
 from gaugefix.symmetry.rules import routing as routing
 from gaugefix.symmetry.rules import shape as shape

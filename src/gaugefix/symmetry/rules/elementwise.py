@@ -7,6 +7,9 @@ from typing import Any
 from gaugefix.symmetry.graph import Op, Value
 from gaugefix.symmetry.lowering import RULES, Lowering, aligned, register_rule
 
+#: a lower bound that only guards against division by zero; like the ε of a normalisation it is neglected
+NEGLIGIBLE = 1e-5
+
 # name -> (degree of positive homogeneity or None, parity or None)
 ACTIVATIONS: dict[str, tuple[float | None, str | None]] = {
     "relu": (1, None),
@@ -126,9 +129,12 @@ def power(op: Op, lower: Lowering) -> None:
     lower.pointwise(x, op.out, "square" if p == 2 else f"pow{p:g}", degree=float(p), parity=parity)
 
 
-@register_rule("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full")
+@register_rule(
+    "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full",
+    "randn_like", "rand_like",
+)  # fmt: skip
 def constant(op: Op, lower: Lowering) -> None:
-    """New numbers that depend on a parameter by their shape only."""
+    """New numbers (noise too) that depend on a parameter by their shape only."""
     op.out.kind = "const"
 
 
@@ -187,6 +193,8 @@ def clamp(op: Op, lower: Lowering) -> None:
     low, high = op.arg(1, "min"), op.arg(2, "max")
     if op.name == "clamp_max":
         low, high = None, low
+    if isinstance(low, float) and 0 < low <= NEGLIGIBLE and high is None:
+        low = 0  # an ε that keeps a divisor away from zero
     degree = 1 if {low, high} <= {0, None} else None
     parity = "odd" if low is not None and high is not None and low == -high else None
     name = "relu" if low == 0 and high is None else op.name

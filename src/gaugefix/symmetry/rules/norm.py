@@ -111,3 +111,39 @@ def group_norm(op: Op, lower: Lowering) -> None:
 
     _normalise(lower, wide, normed, {2, *range(3, len(shape))}, vector(gain), vector(bias))
     lower.sum([(normed, {**split, "gc": (1, 2)})], op.out, whole)
+
+
+@register_rule("linalg_vector_norm", "norm")
+def vector_norm(op: Op, lower: Lowering) -> None:
+    """The Euclidean norm over dimensions: square, sum, root."""
+    x, order = op.args[0], op.arg(1, "ord", 2)
+    if order != 2:
+        lower.give_up(op, "only the Euclidean norm is understood")
+        return
+    dims = op.arg(2, "dim")
+    over = range(x.ndim) if dims is None else [dims] if isinstance(dims, int) else dims
+    reduced = {d % x.ndim for d in over} or set(range(x.ndim))
+    kept = [d for d in range(x.ndim) if d not in reduced]
+    keep = op.out.ndim == x.ndim
+    square, total = lower.temp(x.shape, f"{op.out.name}.square"), lower.temp(op.out.shape, f"{op.out.name}.sum")
+    lower.pointwise(x, square, "square", degree=2, parity="even")
+    lower.product([(square, aligned(square, square))], total, {d: d if keep else i for i, d in enumerate(kept)})
+    lower.pointwise(total, op.out, "sqrt", degree=0.5)
+
+
+@register_rule("cosine_similarity")
+def cosine_similarity(op: Op, lower: Lowering) -> None:
+    """x·y/(‖x‖‖y‖) along one dimension."""
+    dim = op.arg(2, "dim", 1)
+    if any(v.shape != op.args[0].shape for v in op.args[:2]):
+        lower.give_up(op, "only arguments of one shape are understood")
+        return
+    dim %= op.args[0].ndim
+    labels: dict[Label, int] = {d: d for d in range(op.args[0].ndim)}
+    directions = []
+    for x in op.args[:2]:
+        direction = lower.temp(x.shape, f"{x.name}.direction")
+        _normalise(lower, x, direction, {dim}, None, None, centred=False)
+        directions.append((direction, labels))
+    kept = [d for d in labels if d != dim]
+    lower.product(directions, op.out, {d: i for i, d in enumerate(kept)})

@@ -225,6 +225,13 @@ def expand(op: Op, lower: Lowering) -> None:
     lower.sum([(x, aligned(x, op.out))], op.out, aligned(op.out, op.out))
 
 
+@register_rule("broadcast_tensors")
+def broadcast_tensors(op: Op, lower: Lowering) -> None:
+    """Each tensor expanded to the common shape."""
+    for x, out in zip(op.args[0], op.outputs, strict=True):
+        lower.sum([(x, aligned(x, out))], out, aligned(out, out))
+
+
 @register_rule("repeat_interleave")
 def repeat_interleave(op: Op, lower: Lowering) -> None:
     """Every index of a dimension repeated n times in place: the axis becomes (axis, n)."""

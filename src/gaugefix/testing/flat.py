@@ -1,4 +1,4 @@
-"""Conformance checks that third parties can run too: completeness and soundness of a search, without its code."""
+"""Directions in which a function does not change, counted without knowing any symmetry."""
 
 from __future__ import annotations
 
@@ -12,13 +12,20 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gaugefix.errors import MeasurementError
-from gaugefix.symmetry.generic import generator_dims, generator_span
 from gaugefix.symmetry.graph import math_attention
-from gaugefix.symmetry.symmetries import Symmetries
-from gaugefix.symmetry.verify import float_outputs, laboratory_copy, random_parameters, to_double
+from gaugefix.symmetry.verify import (
+    REDRAWS,
+    Degenerate,
+    float_outputs,
+    judgeable_parameters,
+    laboratory_copy,
+    to_double,
+)
 
 #: ratio of the smallest kept to the largest dropped singular value above which a rank is beyond doubt
 MIN_GAP = 1e3
+#: entry of a Jacobian above which a normalisation with negligible ε met a vanishing input
+MAX_DERIVATIVE = 1e9
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class FlatDirections:
         rank: numerical rank of the Jacobian of all outputs with respect to the parameters.
         gap: smallest kept singular value over the largest dropped one; below about 1e3 the count is not reliable.
         rows: number of Jacobian rows used.
-        reliable: whether there were enough rows and a clean gap.
+        reliable: whether there were enough rows, a clean gap, and inputs at which the function is differentiable.
         basis: orthonormal flat directions ``(flat, P)`` at the point of measurement, if asked for.
     """
 
@@ -56,17 +63,20 @@ def flat_directions(
     max_draws: int = 400,
     basis: bool = False,
     at_least: int | None = None,
+    trainable_only: bool = False,
 ) -> FlatDirections:
     """P − rank J, with J = ∂f(x_i; θ)/∂θ stacked over random inputs x_i, in float64 at a generic θ.
 
     Inputs are drawn anew until J has 1.2 P rows (600 at least) and twice as many do not raise its rank: floating
-    inputs from N(0, 1), integer inputs uniformly from the range seen in the example.
+    inputs from N(0, 1), integer inputs uniformly from the range seen in the example, and what the model draws itself.
+    Inputs at which a normalisation meets equal numbers only, or zeros, have no derivative and are drawn again; if there
+    are no others at this θ (a unit that is dead on all data before a BatchNorm), the count is not reliable.
 
     Args:
         model: any module; a copy is used.
         args: example positional arguments.
         kwargs: example keyword arguments.
-        params: the point θ; by default `random_parameters`.
+        params: the point θ; by default a random one at which no normalisation of the example is degenerate.
         seed: of parameters and inputs.
         threshold: singular values below ``threshold`` times the largest count as zero.
         max_parameters: refuse larger models; the cost grows as P³.
@@ -75,6 +85,7 @@ def flat_directions(
         at_least: directions known to be flat at θ (the span of checked generators). The count can only fall with more
             inputs, so drawing stops when it is down to this number, which is much cheaper; ``basis`` then shows
             whether the known directions are those.
+        trainable_only: directions of the parameters with ``requires_grad`` only; P is their number.
 
     Returns:
         The count with its quality.
@@ -94,14 +105,16 @@ def flat_directions(
         11
     """
     generator = torch.Generator().manual_seed(seed)
-    point = dict(params) if params is not None else random_parameters(model, generator)
-    n = sum(p.numel() for p in point.values())
+    point = dict(params) if params is not None else judgeable_parameters(model, args, kwargs or {}, generator)
+    moving = moving_parameters(model, point, trainable_only)
+    n = sum(p.numel() for p in moving.values())
     if n > max_parameters:
         raise MeasurementError(
             f"flat_directions needs a dense Jacobian: the model has {n} parameters, the limit is {max_parameters}. "
             "Test a narrow copy of the architecture, or raise max_parameters (the cost grows as its cube)."
         )
     lab = laboratory_copy(model)
+    noise = Degenerate(lab)
     args, kwargs = to_double(args), to_double(dict(kwargs or {}))
     root = torch.zeros(0, n, dtype=torch.float64)  # RᵀR = JᵀJ: all that is needed of the rows so far
     rows, target, values, previous = 0, max(1.2 * n, 600.0), torch.zeros(1), -1
@@ -111,9 +124,11 @@ def flat_directions(
     while True:
         blocks = [root]
         while rows < target and len(blocks) <= max_draws:
-            drawn = pytree.tree_map(lambda t: _redraw(t, generator), (args, kwargs))
-            blocks.append(_jacobian(lab, point, *drawn))
-            rows += len(blocks[-1])
+            block = _block(lab, point, moving, args, kwargs, noise, generator)
+            if block is None:
+                return FlatDirections(n, n, 0, 1.0, rows, False, torch.eye(n, dtype=torch.float64) if basis else None)
+            blocks.append(block)
+            rows += len(block)
         stacked = torch.cat(blocks)
         root = torch.linalg.qr(stacked, mode="r")[1] if len(stacked) > n else stacked
         values = torch.linalg.svdvals(root)
@@ -128,82 +143,8 @@ def flat_directions(
     return FlatDirections(n - rank, n, rank, gap, rows, rows >= target and gap > MIN_GAP, directions)
 
 
-@dataclass(frozen=True)
-class Completeness:
-    """How many of the flat directions the symmetries explain.
-
-    Attributes:
-        measured: `FlatDirections.flat`.
-        explained: dimension of the span of all generators at the same point.
-        hidden: parameter -> number of independent unexplained directions in which it moves. They depend on data (dead
-            units, inputs that never occur) or on something that the search does not know.
-        reliable: whether the count of flat directions is.
-    """
-
-    measured: int
-    explained: int
-    hidden: dict[str, int]
-    reliable: bool
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing is hidden."""
-        return self.explained == self.measured and not self.hidden
-
-
-def completeness(
-    found: Symmetries,
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any] | None = None,
-    *,
-    seed: int = 0,
-    max_parameters: int = 6000,
-) -> Completeness:
-    """Compare the symmetries with the flat directions of the function, and say where the rest lies.
-
-    Args:
-        found: symmetries of the module.
-        model: the module.
-        args: example positional arguments.
-        kwargs: example keyword arguments.
-        seed: of parameters and inputs.
-        max_parameters: as for `flat_directions`.
-
-    Returns:
-        The comparison.
-
-    Cost: `flat_directions`, which stops early if nothing is hidden, and one batched jvp for every symmetry.
-
-    Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> from gaugefix.symmetry import find_symmetries
-        >>> mlp = nn.Sequential(nn.Linear(4, 6), nn.LeakyReLU(), nn.Linear(6, 3))
-        >>> result = completeness(find_symmetries(mlp, (torch.randn(8, 4),)), mlp, (torch.randn(8, 4),))
-        >>> result.explained, result.measured, result.hidden
-        (6, 6, {})
-    """
-    params = random_parameters(model, torch.Generator().manual_seed(seed))
-    span = generator_span(found, params)
-    flat = flat_directions(
-        model, args, kwargs, params=params, seed=seed + 1, max_parameters=max_parameters, basis=True, at_least=len(span)
-    )
-    assert flat.basis is not None
-    rest = flat.basis - flat.basis @ span.T @ span
-    _, values, right = torch.linalg.svd(rest, full_matrices=False)
-    unexplained = right[values > 1e-6]
-    hidden, at = {}, 0
-    for name, p in params.items():
-        block = unexplained[:, at : at + p.numel()]
-        at += p.numel()
-        rank = int(torch.linalg.matrix_rank(block, rtol=1e-6)) if float(block.norm()) > 1e-6 else 0
-        if rank:
-            hidden[name] = rank
-    return Completeness(flat.flat, len(span), hidden, flat.reliable)
-
-
-def _redraw(item: Any, generator: torch.Generator) -> Any:
+def redraw(item: Any, generator: torch.Generator) -> Any:
+    """Random data like an example: N(0, 1), or integers uniformly from the range seen in it."""
     if not isinstance(item, Tensor) or item.dtype == torch.bool:
         return item
     if item.is_floating_point():
@@ -212,46 +153,44 @@ def _redraw(item: Any, generator: torch.Generator) -> Any:
     return torch.randint(low, high + 1, item.shape, generator=generator, dtype=item.dtype)
 
 
-def _jacobian(model: nn.Module, params: Mapping[str, Tensor], args: Any, kwargs: Any) -> Tensor:
-    """All rows ∂(output entries)/∂θ for one input, ``(entries, P)``."""
-    leaves = {k: p.clone().requires_grad_() for k, p in params.items()}
+def moving_parameters(model: nn.Module, params: Mapping[str, Tensor], trainable_only: bool) -> dict[str, Tensor]:
+    """The parameters that count: all, or those that are not frozen."""
+    frozen = {n for n, p in model.named_parameters() if trainable_only and not p.requires_grad}
+    return {n: p for n, p in params.items() if n not in frozen}
+
+
+def _block(
+    lab: nn.Module, point: Mapping[str, Tensor], moving: Mapping[str, Tensor], args: Any, kwargs: Any,
+    degenerate: Degenerate, generator: torch.Generator,
+) -> Tensor | None:  # fmt: skip
+    """Jacobian rows for random inputs at which there is a derivative; None if no such inputs turn up."""
+    for _ in range(REDRAWS):
+        some, named = pytree.tree_map(lambda t: redraw(t, generator), (args, kwargs))
+        seed = int(torch.randint(2**31, (), generator=generator))
+        rows = _jacobian(lab, point, moving, some, named, seed, degenerate)
+        if rows is not None and bool((rows.abs() < MAX_DERIVATIVE).all()):
+            return rows
+    return None
+
+
+def _jacobian(
+    model: nn.Module, params: Mapping[str, Tensor], moving: Mapping[str, Tensor], args: Any, kwargs: Any, seed: int,
+    degenerate: Degenerate,
+) -> Tensor | None:  # fmt: skip
+    """All rows ∂(output entries)/∂(moving parameters) for one input, ``(entries, P)``; None if it is degenerate."""
+    leaves = {k: p.clone().requires_grad_() for k, p in moving.items()}
     with math_attention():
-        outputs = torch.cat([o.reshape(-1) for o in float_outputs(model, leaves, args, kwargs)])
+        results, bad = degenerate.during(lambda: float_outputs(model, {**params, **leaves}, args, kwargs, seed))
+    if bad:
+        return None
+    outputs = torch.cat([o.reshape(-1) for o in results])
+    if not outputs.requires_grad:
+        return outputs.new_zeros(len(outputs), sum(p.numel() for p in moving.values()))
+    with math_attention():
         identity = torch.eye(len(outputs), dtype=outputs.dtype)
         grads = torch.autograd.grad(outputs, list(leaves.values()), identity, is_grads_batched=True, allow_unused=True)
     rows = [
         p.new_zeros(len(outputs), p.numel()) if g is None else g.reshape(len(outputs), -1)
-        for p, g in zip(params.values(), grads, strict=True)
+        for p, g in zip(moving.values(), grads, strict=True)
     ]
     return torch.cat(rows, dim=1).detach()
-
-
-def check_symmetries(
-    found: Symmetries,
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any] | None = None,
-    *,
-    seed: int = 0,
-) -> None:
-    """Assert that every symmetry keeps the function and that its claimed dimension is that of its generators.
-
-    Args:
-        found: what `find_symmetries` (or your own search) returned.
-        model: the module.
-        args: example arguments.
-        kwargs: example keyword arguments.
-        seed: of parameters and group elements.
-
-    Raises:
-        AssertionError: naming the symmetry that fails.
-    """
-    from gaugefix.symmetry.verify import verify_symmetries
-
-    checked = verify_symmetries(found, model, args, kwargs or {}, seed=seed)
-    for failure in checked.rejected:
-        raise AssertionError(f"{failure.name} changes the function by {failure.error:.1e}")
-    dims = generator_dims(found, random_parameters(model, torch.Generator().manual_seed(seed)))
-    for s, d in zip((s for s in found if s.level == "function"), dims, strict=True):
-        if s.dim != d:
-            raise AssertionError(f"{s.name} claims {s.dim} new directions, its generators add {d}")

@@ -1,0 +1,168 @@
+"""Ghost norms: moments of per-sample gradients read off the autograd graph of one backward pass."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gaugefix.measure.classes import head
+from gaugefix.measure.parameter_uses import Node, UnknownUseError, Use, parameter_uses
+from gaugefix.measure.perexample import Moments, trainable
+from gaugefix.measure.sample_gradients import Outer, Piece, diagonal, forming_pays, squares
+from gaugefix.task import Batch, Task
+
+#: samples that go through the model to hold ghost norms against backward passes of all but one of them
+_CHECKED = 3
+
+
+def ghost_layouts(task: Task, batch: Batch) -> dict[str, tuple[int, ...]]:
+    """The parameters whose per-sample norms can be read off the graph, checked against backward passes.
+
+    Three samples go through the model; the norms of the gradients of two of them from the pieces that the graph keeps
+    must be those of one backward pass each. The check also tells whether samples or positions come first where a
+    layer sees both in one dimension. A parameter whose gradient is zero on the samples, so that both fit, is left out.
+
+    Args:
+        task: gives model and loss.
+        batch: one batch.
+
+    Returns:
+        By name, for every use of the parameter: 0 if the samples come first, 1 if the positions do.
+    """
+    params = trainable(task.model)
+    losses = task.loss(task.model, head(batch, _CHECKED))
+    n = len(losses)
+    if losses.grad_fn is None or n < 2:
+        return {}
+    uses = {k: u for k, u in parameter_uses(losses, params).items() if u}
+    deltas = _output_gradients(losses, uses)
+    rows = [
+        torch.autograd.grad(
+            losses[i], [params[k] for k in uses], retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        for i in range(min(n, _CHECKED - 1))
+    ]
+    truth = {k: torch.stack([torch.linalg.vector_norm(row[j]) ** 2 for row in rows]) for j, k in enumerate(uses)}
+    small = 1e4 * torch.finfo(losses.dtype).eps
+    floor = small**2 * float(torch.stack([t.max() for t in truth.values()]).max()) if truth else 0.0
+    fitting: dict[str, list[tuple[int, ...]]] = {}
+    for name, found in uses.items():
+        fits = []
+        for layout in _candidates(len(found)):
+            pieces = _pieces(found, deltas, n, layout)
+            if pieces is None:
+                continue
+            error = (squares(pieces)[: len(rows)] - truth[name]).abs()
+            if bool((error <= small * truth[name] + floor).all()):
+                fits.append(layout)
+                if _one_position(pieces):  # both layouts are one
+                    break
+        fitting[name] = fits
+    return _unambiguous(uses, fitting)
+
+
+def add_ghosts(task: Task, batch: Batch, moments: Moments, layouts: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Add a batch by ghost norms.
+
+    Args:
+        task: gives model and loss.
+        batch: one batch.
+        moments: what to add to.
+        layouts: from `ghost_layouts`, of a batch with the same shapes.
+
+    Returns:
+        The parameters for which the graph of this batch did not allow it; nothing was added for them.
+    """
+    params = {k: p for k, p in trainable(task.model).items() if k in layouts}
+    losses = task.loss(task.model, batch)
+    n = len(losses)
+    uses = {k: u for k, u in parameter_uses(losses, params).items() if u and len(u) == len(layouts[k])}
+    forming = {k for k, u in uses.items() if _forms(u, n)}
+    deltas = _output_gradients(losses, uses, [params[k] for k in uses if k not in forming])
+    failed = [k for k in layouts if k not in uses]
+    for name, found in uses.items():
+        pieces = _pieces(found, deltas, n, layouts[name])
+        if pieces is None:
+            failed.append(name)
+            continue
+        sums: list[Tensor] = []
+        norms = squares(pieces, _summer(sums) if name in forming else None)
+        total = sums[0].reshape(params[name].shape) if sums else deltas[params[name]]
+        assert total is not None
+        moments.add(name, total, norms, diagonal(pieces) if moments.diagonal is not None else None)
+        moments.used("ghost norms")
+    return failed
+
+
+def _unambiguous(
+    uses: Mapping[str, list[Use]], fitting: Mapping[str, list[tuple[int, ...]]]
+) -> dict[str, tuple[int, ...]]:
+    """The one layout that fits, or else the one that another parameter of the same nodes has."""
+    sure = {k: fits[0] for k, fits in fitting.items() if len(fits) == 1}
+    nodes: dict[Node, int] = {u.node: i for k, layout in sure.items() for u, i in zip(uses[k], layout, strict=True)}
+    for name, fits in fitting.items():
+        known = tuple(nodes.get(u.node, -1) for u in uses[name])
+        if name not in sure and known in fits:
+            sure[name] = known
+    return sure
+
+
+def _one_position(pieces: Sequence[Piece]) -> bool:
+    return all(isinstance(p, Outer) and p.right.shape[2] == 1 for p in pieces)
+
+
+def _candidates(count: int) -> list[tuple[int, ...]]:
+    if count > 4:
+        return [(0,) * count, (1,) * count]
+    return sorted(itertools.product((0, 1), repeat=count), key=lambda c: len(set(c)))
+
+
+def _output_gradients(
+    losses: Tensor, uses: Mapping[str, Sequence[Use]], also: Sequence[Tensor] = ()
+) -> dict[Node, Tensor | None]:
+    """Gradients of the sum of the losses for the outputs of all nodes, and for some parameters."""
+    edges = {u.node: u.edge for found in uses.values() for u in found}
+    wanted: list[Any] = [*edges.values(), *also]
+    grads = torch.autograd.grad(losses.sum(), wanted, retain_graph=True, allow_unused=True)
+    return dict(zip([*edges, *also], grads, strict=True))
+
+
+def _pieces(
+    uses: Sequence[Use], deltas: Mapping[Node, Tensor | None], n: int, layout: Sequence[int]
+) -> list[Piece] | None:
+    """What the uses of a parameter leave, or None if they do not fit this layout or each other."""
+    found: list[Piece] = []
+    for use, k in zip(uses, layout, strict=True):
+        delta = deltas[use.node]
+        if delta is None:
+            return None
+        try:
+            with torch.no_grad():
+                found.append(use.build(delta, n, k))
+        except (UnknownUseError, RuntimeError, IndexError):
+            return None
+    return found if len({type(p) for p in found}) == 1 else None
+
+
+def _forms(uses: Sequence[Use], n: int) -> bool:
+    """Whether forming the gradients is the shorter way: their sum need not come from the backward pass then."""
+    sizes = [u.outer for u in uses if u.outer is not None]
+    if not sizes or len(sizes) < len(uses):
+        return all(u.formed for u in uses)
+    return forming_pays(sum(rows for rows, _, _ in sizes) // n, *sizes[0][1:])
+
+
+def _summer(sums: list[Tensor]) -> Callable[[Tensor], None]:
+    """Keeps the sum over the samples of what it is given, as the only item of the list."""
+
+    def visit(rows: Tensor) -> None:
+        if sums:
+            sums[0].addmv_(rows.mT, rows.new_ones(len(rows)))
+        else:
+            sums.append(rows.sum(0))
+
+    return visit

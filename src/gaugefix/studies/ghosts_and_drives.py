@@ -1,0 +1,299 @@
+"""A trained network tells by itself whether it is wide enough.
+
+Widen a class of units by a ghost, a unit of zero size. Its best direction grows at the rate κ − λ, where λ is the
+weight decay and −κ the lowest curvature of the data loss in the coordinates of the ghost. A unit that is there is
+pulled by its drive d, and where training has come to rest d = λ exactly if the unit is homogeneous. Both numbers
+together are a certificate: κ = λ says that no wider layer would lower the objective. Between two linear maps, the head
+dimensions of attention among them, the same condition is the optimality of a nuclear norm: the live modes are those
+whose singular value σ(G) of the loss's slope is λ, so the rank can be read off the gradient.
+
+The study checks this on scikit-learn's digits (a hidden layer of 32, and one head of attention on eight rows of
+pixels), and the weight decay at which a deep network dies against the closed form of a deep linear one.
+
+It rests on arXiv 2309.16932 (mirrors and weight decay), arXiv 2205.12510 (collapsed layers), arXiv 2210.01212 (weight
+decay on products) and arXiv 2202.04777 (deep linear networks).
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from itertools import pairwise, product
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gaugefix.control import widen
+from gaugefix.forecast import ClassForecast, forecast, whole_network_threshold
+from gaugefix.measure import exact_copy, ghost_block
+from gaugefix.studies.figures import draw_identity
+from gaugefix.studies.framework import Claim, Evidence, Setting, Tolerance, labels
+from gaugefix.studies.registry import study
+from gaugefix.symmetry import find_symmetries
+from gaugefix.task import Task
+
+HEAD_DECAYS = (0.015,)
+GROWTH_DECAYS = (0.02, 0.1)
+DESCENT = 2500  # steps for a ReLU layer
+ITERATIONS = 300  # of L-BFGS
+CHAIN = (1.0, 0.5, -0.2)  # E xy of the deep linear network, with E xxᵀ = 0.7
+DEPTHS = (2, 3)
+
+
+@study("forecast", missing=("ranks at λ = 0.006 and below, where descent has not come to rest in the quick setting",))
+def ghosts_and_drives() -> tuple[Claim, ...]:
+    """The claims, in the order of the argument."""
+    return (
+        Claim(
+            "growth-rate",
+            "A dead layer that is nudged grows at the rate κ − λ of its best ghost.",
+            growth_rates,
+            Tolerance("the rate is local: terms of higher order in the size", relative=1e-4),
+            draw_identity,
+            unit="growth per lr × steps",
+        ),
+        Claim(
+            "drives",
+            "Where training has come to rest, every live ReLU unit is pulled with d = λ.",
+            relu_drives,
+            Tolerance("descent stops at a finite time", absolute=0.01),
+            unit="largest |d/λ − 1|",
+        ),
+        Claim(
+            "certificate",
+            "One more unit, along the best ghost, lowers the objective if κ > 1.01 λ, and does not if κ = λ.",
+            certificates,
+            Tolerance("yes or no: it falls by more than 0.003 % or not"),
+            unit="objective falls",
+        ),
+        Claim(
+            "rank",
+            "The ranks of query-key and value-output products are the numbers of σ(G) at λ.",
+            head_ranks,
+            Tolerance("a rank is an integer"),
+            unit="rank",
+        ),
+        Claim(
+            "jump",
+            "A deep network dies where its live branch ends, for a deep linear one at the known spinodal.",
+            spinodals,
+            Tolerance("the bracket of the bisection is 3 % wide", relative=0.03),
+            draw_identity,
+            unit="weight decay λ",
+        ),
+    )
+
+
+# one hidden layer
+
+
+@cache
+def _digits() -> tuple[Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    inputs = torch.tensor(x[:800] / 16.0)
+    return inputs - inputs.mean(0), torch.tensor(y[:800])
+
+
+def _task(model: nn.Module, weight_decay: float) -> Task:
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    return Task(model, loss, lambda: [_digits()], lr=0.3, weight_decay=weight_decay, batch_size=800)
+
+
+def _objective(task: Task) -> Tensor:
+    """The penalised loss."""
+    penalty = torch.stack([p.square().sum() for p in task.model.parameters()]).sum()
+    return task.loss(task.model, _digits()).mean() + task.weight_decay / 2 * penalty
+
+
+def _minimise(task: Task, iterations: int) -> Task:
+    """L-BFGS on the penalised loss, in place."""
+    optimizer = torch.optim.LBFGS(
+        task.model.parameters(), max_iter=iterations, max_eval=2 * iterations, tolerance_grad=1e-10,
+        tolerance_change=0, history_size=30, line_search_fn="strong_wolfe",
+    )  # fmt: skip
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = _objective(task)
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    task.model.zero_grad(set_to_none=True)
+    return task
+
+
+def _descend(task: Task, steps: int) -> Task:
+    """Gradient descent with momentum in place, in single precision: unlike L-BFGS it leaves saddles."""
+    x, y = _digits()
+    model = copy.deepcopy(task.model).float()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.95, weight_decay=task.weight_decay)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x.float()), y).backward()
+        optimizer.step()
+    task.model.load_state_dict(model.state_dict())
+    return task
+
+
+def _layer(activation: type[nn.Module], seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(64, 32, bias=False), activation(), nn.Linear(32, 10)).double()
+
+
+def _classes(task: Task) -> tuple[ClassForecast, ...]:
+    return forecast(task, find_symmetries(task, verify=False), settle_steps=0).classes
+
+
+LAYERS = ((nn.ReLU, 0.1), (nn.ReLU, 0.03), (nn.Tanh, 0.1))
+LAYER_CELLS = tuple(f"{kind.__name__}, λ = {decay:g}" for kind, decay in LAYERS)
+
+
+@cache
+def _layers(seeds: tuple[int, ...]) -> list[list[tuple[Task, ClassForecast]]]:
+    """The trained hidden layers of every seed, with their forecast."""
+    found: list[list[tuple[Task, ClassForecast]]] = [[] for _ in seeds]
+    for (kind, decay), (row, seed) in product(LAYERS, zip(found, seeds, strict=True)):
+        task = _task(_layer(kind, seed), decay)
+        if kind is nn.ReLU:
+            _descend(task, DESCENT)
+        row.append((task, _classes(_minimise(task, ITERATIONS))[0]))
+    return found
+
+
+def relu_drives(setting: Setting) -> Evidence:
+    """The worst live unit."""
+    runs = [row[:2] for row in _layers(setting.seeds)]
+    worst = [[np.nanmax(np.abs(c.drives / c.weight_decay - 1)) for _, c in row] for row in runs]
+    return Evidence(np.zeros(2), np.array(worst), LAYER_CELLS[:2])
+
+
+def certificates(setting: Setting) -> Evidence:
+    """Add the best ghost at a tenth of the size of a unit, minimise again, and compare."""
+    predicted, measured = [], []
+    for row in _layers(setting.seeds):
+        predicted.append([float(c.headroom > 1.01) for _, c in row])
+        measured.append([float(_gain_of_a_unit(task) > 3e-5) for task, _ in row])
+    return Evidence(np.array(predicted), np.array(measured), LAYER_CELLS)
+
+
+def _gain_of_a_unit(task: Task) -> float:
+    """Relative fall of the penalised loss."""
+    units = find_symmetries(task, verify=False).units[0]
+    best = ghost_block(exact_copy(task), units).direction
+    model = widen(task.model, units, 1, (_digits()[0],))
+    params = dict(model.named_parameters())
+    with torch.no_grad():
+        params["0.weight"][-1] = 0.1 * torch.from_numpy(best[:64])
+        params["2.weight"][:, -1] = 0.1 * torch.from_numpy(best[64:])
+    wider = _minimise(_task(model, task.weight_decay), ITERATIONS)
+    before, after = (float(_objective(t).detach()) for t in (task, wider))
+    return 1 - after / before
+
+
+def growth_rates(setting: Setting) -> Evidence:
+    """Nudge a dead tanh layer along its best direction, in a random mixture of units, and follow its size."""
+    x, y = _digits()
+    signal = (nn.functional.one_hot(y, 10).double() - 0.1).T @ x / len(x)  # at zero output; the bias is kept there
+    left, _, right = torch.linalg.svd(signal)
+    cells = len(setting.seeds), len(GROWTH_DECAYS)
+    predicted, measured, lr, steps = np.empty(cells), np.empty(cells), 0.3, 60
+    for i, seed in enumerate(setting.seeds):
+        mixture = torch.randn(32, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        for j, decay in enumerate(GROWTH_DECAYS):
+            model = _layer(nn.Tanh, seed)
+            task = _task(model, decay)
+            for p in model.parameters():
+                nn.init.zeros_(p)
+            predicted[i, j] = _classes(task)[0].rate
+            pair = [p for p in model.parameters() if p.ndim == 2]
+            with torch.no_grad():
+                pair[0].add_(1e-7 * mixture * right[0])
+                pair[1].add_(1e-7 * (mixture * left[:, 0]).T)
+            start = float(pair[1].detach().norm())
+            for _ in range(steps):
+                slopes = torch.autograd.grad(task.loss(model, _digits()).mean(), pair)
+                with torch.no_grad():
+                    for p, g in zip(pair, slopes, strict=True):
+                        p.sub_(lr * (g + decay * p))
+            measured[i, j] = np.expm1(np.log(float(pair[1].detach().norm()) / start) / steps) / lr
+    return Evidence(predicted, measured, labels("λ", GROWTH_DECAYS))
+
+
+# one head of attention
+
+
+class RowAttention(nn.Module):
+    """Digits as eight tokens of eight pixels: one head, a residual around it, mean pooling."""
+
+    def __init__(self, d: int = 16, e: int = 8) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(8, d), nn.Linear(d, 10)
+        self.position = nn.Parameter(torch.randn(8, d) / 4)
+        self.q, self.k, self.v = (nn.Linear(d, e, bias=False) for _ in range(3))
+        self.out, self.scale = nn.Linear(e, d, bias=False), e**-0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        h = self.embed(x.reshape(-1, 8, 8)) + self.position
+        a = torch.softmax(self.q(h) @ self.k(h).transpose(1, 2) * self.scale, dim=-1)
+        logits: Tensor = self.head((h + self.out(a @ self.v(h))).mean(1))
+        return logits
+
+
+def head_ranks(setting: Setting) -> Evidence:
+    """Rank of WqᵀWk and WoWv against #{σ(G) ≥ 0.9 λ}."""
+    predicted, measured = [], []
+    for seed in setting.seeds:
+        pair: tuple[list[float], list[float]] = ([], [])
+        for decay in HEAD_DECAYS:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model = RowAttention().double()
+            for c in _classes(_minimise(_task(model, decay), 2 * ITERATIONS)):
+                if c.rank is not None and c.name in {"q", "v"}:  # the stream without norms is a class of modes too
+                    pair[0].append(np.nan if c.predicted_rank is None else c.predicted_rank)
+                    pair[1].append(c.rank)
+        predicted.append(pair[0])
+        measured.append(pair[1])
+    cells = tuple(f"{side}, λ = {d:g}" for d in HEAD_DECAYS for side in ("query-key", "value-output"))
+    return Evidence(np.array(predicted), np.array(measured), cells)
+
+
+# several hidden layers
+
+
+def spinodals(setting: Setting) -> Evidence:
+    """Deep linear regression from a large balanced start; PyTorch's λ is twice the γ of the closed form."""
+    c = torch.tensor(CHAIN, dtype=torch.float64)
+    a = 0.7
+    found = []
+    for seed in setting.seeds:
+        row = []
+        for depth in DEPTHS:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                widths = [3, *[4] * depth, 1]
+                model = nn.Sequential(*(nn.Linear(i, o, bias=False) for i, o in pairwise(widths))).double()
+            for p in model.parameters():
+                p.detach().mul_(2.0)
+            # E xxᵀ = a and E xy = c exactly: inputs are the scaled axes and their negatives
+            x = torch.cat([torch.eye(3), -torch.eye(3)]).double() * (3 * a) ** 0.5
+            y = (x @ c / a)[:, None]
+            task = Task(
+                model, lambda m, b: (m(b[0]) - b[1]).square().sum(1), lambda x=x, y=y: [(x, y)],
+                lr=0.03, weight_decay=0.05, batch_size=6,
+            )  # fmt: skip
+            jump = whole_network_threshold(task, find_symmetries(task, verify=False), tolerance=0.03, max_steps=3000)
+            row.append(jump.lambda_c)
+        found.append(row)
+    norm = float(c.norm())
+    gamma = [(norm**2 / (d**2 * (a / (d - 1)) ** ((d - 1) / d))) ** (d / (d + 1)) for d in DEPTHS]
+    spinodal = [2 * g * (d + 1) / 4 ** (d / (d + 1)) for g, d in zip(gamma, DEPTHS, strict=True)]
+    return Evidence(np.array(spinodal), np.array(found), labels("hidden layers", DEPTHS))

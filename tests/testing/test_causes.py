@@ -1,0 +1,81 @@
+"""Causes of hidden directions: the tests tell known kinds apart when the search is told nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gaugefix.symmetry import find_symmetries
+from gaugefix.testing import Cause, explain_hidden
+
+X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+
+
+def kinds(model: nn.Module, *, points: int = 1) -> dict[str, int]:
+    """Causes of all flat directions, as if no symmetry were known."""
+    found = replace(find_symmetries(model, (X,), verify=False), symmetries=())
+    explanation = explain_hidden(found, model, (X,), points=points)
+    assert explanation.explained
+    return {c.kind: c.count for c in explanation.causes}
+
+
+def test_changes_between_linear_maps() -> None:
+    """P − (in + 1) out."""
+    assert kinds(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))) == {"linear": 51 - 15}
+
+
+def test_what_a_norm_removes() -> None:
+    """The mean of every column of the weight and of the bias, and the scale."""
+    model = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5, elementwise_affine=False), nn.Linear(5, 11, bias=False))
+    assert kinds(model)["removed"] == 5 + 1
+
+
+def test_a_rescaling_goes_through_the_activation() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.LeakyReLU(), nn.Linear(6, 3))
+    found = replace(find_symmetries(model, (X,), verify=False), symmetries=())
+    (cause,) = explain_hidden(found, model, (X,), points=1).causes
+    assert cause == Cause("basis", 6, ("leaky_relu at 1",), ("0.weight", "0.bias", "2.weight"))
+
+
+def test_a_rotation_goes_through_the_norm() -> None:
+    """O(5), with the gains against what reads them."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.RMSNorm(4), nn.Linear(4, 7))
+    assert kinds(model) == {"linear": 4, "removed": 1, "basis": 6}
+
+
+def test_dead_units_are_gone_at_another_point() -> None:
+    """Units of two inputs without biases are dead or always on for the next layer at many points, not at all."""
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 3))
+    explanation = explain_hidden(find_symmetries(model, (X,)), model, (X,), points=40)
+    assert explanation.hidden == 0
+    assert [c.kind for c in explanation.causes] == ["point"]
+
+
+def test_what_fits_no_test_is_unknown() -> None:
+    """Any change that only the output does not see, because it is sorted, is no affine function of a value."""
+
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sin(x[:, :3] * self.a) ** 2 + torch.cos(x[:, :3] * self.b) ** 2 - torch.cos(
+                x[:, :3] * (self.b + 0 * self.a)
+            ) ** 2 - torch.sin(x[:, :3] * self.a) ** 2  # fmt: skip
+
+    model = Pairs()
+    found = replace(find_symmetries(model, (X,), verify=False), symmetries=())
+    explanation = explain_hidden(found, model, (X,), points=1)
+    assert not explanation.reliable or not explanation.explained
+
+
+@pytest.mark.parametrize("points", [1, 3])
+def test_a_complete_search_leaves_nothing_to_explain(points: int) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.LeakyReLU(), nn.Linear(6, 3))
+    explanation = explain_hidden(find_symmetries(model, (X,)), model, (X,), points=points)
+    assert (explanation.hidden, explanation.causes, explanation.explained) == (0, (), True)
+    assert explanation.points == points
