@@ -16,6 +16,7 @@ from gaugefix.control.folding.shrink import all_cuts, cuts_of, ways_to_build
 from gaugefix.control.state import Function
 from gaugefix.errors import ControlError, TraceError
 from gaugefix.symmetry import Symmetries, Units, find_symmetries
+from gaugefix.symmetry.groups import Diagonal
 from gaugefix.symmetry.verify import to_double
 
 _ROUNDS = 50
@@ -131,11 +132,11 @@ def _one_by_one(
     touched: set[tuple[str, int]] = set()
     for p in proposals:
         units = next(u for u in classes if u.name == p.units.name)
-        if touched & _places(units):
+        if _moved(units, finder, touched):
             continue  # done already, or positions have moved
         reason, last = "", -1
         for chosen, careful in _ways(finder, units, p, classes):
-            if any(touched & _places(u) for u in chosen):
+            if any(_moved(u, finder, touched) for u in chosen):
                 continue
             fewer = _propose(careful, chosen, ledger)
             if not fewer or sum(f.after for f in fewer) == last:
@@ -155,6 +156,16 @@ def _one_by_one(
             ledger.skipped[units.name] = reason or "nothing is idle by itself"
             ledger.barred.add(units.name)
     return (model, done) if done else (None, [])
+
+
+def _moved(units: Units, finder: Finder, touched: set[tuple[str, int]]) -> bool:
+    """Whether positions of a class, or of its gauges, are no longer what they were."""
+    if touched & _places(units):
+        return True
+    own = [s for s in finder.symmetries if isinstance(s, Diagonal) and s.units is not None]
+    gauges = [c for s in own if s.units is not None and s.units.name == units.name for c, _ in s.charges]
+    restricted = {s.param for s in (*units.slices, *gauges) if s.others}
+    return bool(restricted & {param for param, _ in touched})
 
 
 def _places(units: Units) -> set[tuple[str, int]]:
