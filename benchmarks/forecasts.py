@@ -1,9 +1,13 @@
 """Forecasts against real runs: does training live below each predicted threshold and die above it, at which rank?
 
-Every row is a class of units of a network that is trained from its initial weights at a multiple of the critical weight
-decay that was forecast before. All seeds are in one row; ``value`` is the share of the runs that did what was foretold.
-The language model reads ``tinyshakespeare.txt`` in the folder of the environment variable GAUGEFIX_DATA and is left out
-without it.
+What the rows of attention and the language model can show is limited: their weight decays are fixed, not multiples of a
+threshold; a class of modes counts as right if its rank is the predicted one, no prediction as wrong; the hidden layer
+counts as right if it is alive or below its threshold, which is easily met.
+
+Every other row is a class of units of a network that is trained from its initial weights at a multiple of the critical
+weight decay that was forecast before. All seeds are in one row; ``value`` is the share of the runs that did what was
+foretold. The language model reads ``tinyshakespeare.txt`` in the folder of the environment variable GAUGEFIX_DATA and
+is left out without it.
 """
 
 from __future__ import annotations

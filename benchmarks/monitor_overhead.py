@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.harness import Row, fresh_process
-from gaugefix import Monitor
+from gaugefix import Monitor, find_symmetries
 from gaugefix.monitor import Schedule
 
-PAIRS = 7
+PAIRS = 5
 DEFAULT = Schedule()
 
 
@@ -72,9 +72,10 @@ def rows() -> list[Row]:
 
 def _shares(name: str, model: nn.Module, x: Tensor, y: Tensor) -> list[Row]:
     out = []
+    symmetries = find_symmetries(model, (x[:2],), verify=False)
     for level, target in (("cheap", None), ("standard", 0.01), ("full", None)):
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-        monitor = Monitor(model, args=(x[:2],), optimizer=optimizer, level=level)  # type: ignore[arg-type]
+        monitor = Monitor(model, symmetries, optimizer=optimizer, level=level)  # type: ignore[arg-type]
         share, cheap, dear = _share(model, optimizer, monitor, x, y)
         note = f"a logging step adds {cheap:.1%} of a step, a dear one {dear:.0%}"
         label = f"{name}, level {level}, every {DEFAULT.every}, dear every {DEFAULT.every * DEFAULT.dear}"
@@ -123,9 +124,9 @@ def _share(
 _MEMORY = """
 import resource, torch
 from torch import nn
-from gaugefix import Monitor
+from gaugefix import Monitor, find_symmetries
 model = nn.Sequential(*(m for _ in range(4) for m in (nn.Linear(2048, 2048, bias=False), nn.ReLU())))
-monitor = Monitor(model, args=(torch.zeros(2, 2048),), every=1, dear=1)
+monitor = Monitor(model, find_symmetries(model, (torch.zeros(2, 2048),), verify=False), every=1, dear=1)
 for _ in range(2):
     model(torch.ones(2, 2048)).square().mean().backward()
     {step}

@@ -59,8 +59,8 @@ def test_no_file_is_longer_than_500_lines() -> None:
 
 
 def test_packages_only_re_export() -> None:
-    """An ``__init__.py`` has a docstring and imports; the one of the package also its version."""
+    """An ``__init__.py`` has a docstring and imports; the one of the package also its version and its late imports."""
     for path in SOURCE.rglob("__init__.py"):
         body = ast.parse(path.read_text(encoding="utf-8")).body
         extra = [node for node in body[1:] if not isinstance(node, ast.ImportFrom)]
-        assert len(extra) <= (path.parent == SOURCE), path
+        assert len(extra) <= (5 if path.parent == SOURCE else 0), path

@@ -44,7 +44,7 @@ def mirror_distance(units: Units, params: dict[str, Tensor], i: int, j: int) -> 
 def test_distances_are_those_of_mirrors(
     activation: Callable[[], nn.Module], chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr(module, "BLOCK", chunk)
     model = seeded(lambda: mlp((5, 12, 3), activation)).double()
     got, units, params = compare(model)
     for i in range(12):

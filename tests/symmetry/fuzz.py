@@ -21,7 +21,7 @@ from tests.symmetry.architectures import Plan, build, random_plan, shrink
 import gaugefix
 from gaugefix.symmetry import find_symmetries
 from gaugefix.symmetry.generic import count_generators
-from gaugefix.symmetry.verify import random_parameters
+from gaugefix.symmetry.verify import judgeable_parameters
 from gaugefix.testing import explain_hidden, flat_directions
 
 #: points at which flat directions are counted until the count meets the claim; the smallest counts
@@ -75,12 +75,12 @@ def examine(plan: Plan, *, seeds: int | None = None, explain: bool = False) -> O
         found = find_symmetries(model, args, verify=True)
         if found.rejected:
             return Outcome("false", found.flat_dim, detail=", ".join(f"{v.name} {v.error:.0e}" for v in found.rejected))
-        point = random_parameters(model, torch.Generator().manual_seed(1))
+        point = judgeable_parameters(model, args, {}, torch.Generator().manual_seed(1))
         dims, span = count_generators(found, point)
         claims = [s for s in found if s.level == "function"]
         wrong += [f"{s.name}: claims {s.dim}, adds {d}" for s, d in zip(claims, dims, strict=True) if s.dim != d]
         counted = flat_directions(model, args, params=point, at_least=len(span), basis=True)
-        if counted.basis is not None and len(span):
+        if counted.reliable and counted.basis is not None and len(span):
             seen = span - span @ counted.basis.T @ counted.basis
             wrong += ["a generator changes the function"] if float(seen.norm()) > 1e-6 else []
         counts = [counted]

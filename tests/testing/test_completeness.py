@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gaugefix.errors import MeasurementError
 from gaugefix.symmetry import Symmetries, find_symmetries
-from gaugefix.symmetry.verify import laboratory_copy, random_parameters
+from gaugefix.symmetry.verify import judgeable_parameters, laboratory_copy, random_parameters
 from gaugefix.testing import check_symmetries, flat_directions
 
 X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
@@ -88,3 +88,32 @@ def test_the_laboratory_copy_has_no_dropout_no_epsilon_and_batch_statistics() ->
     assert lab[1].eps == lab[3].eps == 1e-30
     assert next(lab.parameters()).dtype == torch.float64
     assert (model[1].eps, next(model.parameters()).dtype) == (1e-5, torch.float32)
+
+
+def test_a_point_whose_batch_norm_sees_a_dead_unit_only_is_not_judged() -> None:
+    """1/σ of a constant is rounding noise, of which no rank can be taken."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    params = random_parameters(model, torch.Generator().manual_seed(0))
+    params["0.bias"][2] = -1e3
+    assert not flat_directions(model, (X,), params=params, basis=True).reliable
+    assert flat_directions(model, (X,)).reliable  # a point of its own choice
+
+
+def test_inputs_that_a_norm_sees_as_zero_are_drawn_again() -> None:
+    """A sample on which all three units are dead has derivatives of order 1/√ε behind an RMS norm."""
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.RMSNorm(3), nn.Linear(3, 11, bias=False))
+    params = random_parameters(model, torch.Generator().manual_seed(0))
+    params["0.bias"].zero_()
+    counted = flat_directions(model, (X,), params=params)
+    assert counted.reliable
+    assert counted.flat == 1 + 3  # the size that the norm removes, gains against columns
+
+
+def test_points_for_checks_are_drawn_until_no_norm_is_degenerate() -> None:
+    """Without inputs the units of the first layer are dead at half of the points."""
+    model = nn.Sequential(nn.Linear(4, 1), nn.ReLU(), nn.BatchNorm1d(1), nn.Linear(1, 3))
+    x = torch.zeros(8, 4)
+    x[0, 0] = 1e-3
+    for seed in range(6):
+        point = judgeable_parameters(model, (x,), {}, torch.Generator().manual_seed(seed))
+        assert float(point["0.bias"]) > -1e-2

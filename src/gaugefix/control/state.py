@@ -19,6 +19,7 @@ from gaugefix.errors import ControlError
 from gaugefix.files import write_atomically
 from gaugefix.symmetry import Slice, Symmetries, Symmetry, find_symmetries
 from gaugefix.symmetry.graph import math_attention
+from gaugefix.symmetry.groups import Diagonal, Permutation
 from gaugefix.symmetry.verify import float_outputs, relative_change, to_double
 from gaugefix.task import Task
 
@@ -211,11 +212,11 @@ def resolve(
 
 
 def exact_symmetries(
-    symmetries: Symmetries, function: Function, *, kinds: tuple[type[Symmetry], ...], tolerance: float = 1e-9
+    symmetries: Symmetries, function: Function, *, kinds: tuple[type[Symmetry], ...], tolerance: float = 1e-11
 ) -> tuple[list[Symmetry], dict[str, str]]:
     """The symmetries of this very function: evaluation mode, its running statistics, its ε.
 
-    A search neglects ε and lets BatchNorm use the batch; a random element at the model's own state tells.
+    A search neglects ε and lets BatchNorm use the batch; elements far from the identity at the model's own state tell.
 
     Args:
         symmetries: what was found.
@@ -235,7 +236,7 @@ def exact_symmetries(
             left[found.name] = f"{type(found).__name__} is not a gauge that this can fix"
             continue
         s = with_statistics(found, function.model)
-        error = function.change(s.apply(state, s.sample(generator)))
+        error = max(function.change(s.apply(state, element)) for element in _elements(s, generator))
         if error <= tolerance:
             kept.append(s)
         else:
@@ -243,6 +244,16 @@ def exact_symmetries(
                 f"holds in training only up to ε or running statistics: changes the function by {error:.0e}"
             )
     return kept, left
+
+
+def _elements(s: Symmetry, generator: torch.Generator) -> list[Any]:
+    """Elements that move everything: a random permutation or sign may be the identity, a random scale close to it."""
+    drawn = s.sample(generator)
+    if isinstance(s, Permutation):
+        return [drawn, torch.arange(drawn.shape[1]).roll(1).expand(drawn.shape)]
+    if isinstance(s, Diagonal):
+        return [drawn, -torch.ones_like(drawn)] if s.kind == "sign" else [5 * drawn, -5 * drawn]
+    return [drawn]
 
 
 def flat_positions(s: Slice, tensor: Tensor) -> np.ndarray:

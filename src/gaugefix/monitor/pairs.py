@@ -12,9 +12,11 @@ from torch import Tensor
 
 from gaugefix.measure.activations import known_activation
 from gaugefix.monitor.shards import whole
-from gaugefix.monitor.sums import CHUNK
 from gaugefix.monitor.watched import WatchedClass
 from gaugefix.symmetry.units import Slice
+
+#: entries of a Gram matrix that are made at once, 4 MB in float32
+BLOCK = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +51,7 @@ def pairs(
         tolerance: distance below which incoming rows are equal.
 
     Returns:
-        The comparison. Cost: two Gram matrices, n² times the entries of a unit; memory: a few times `CHUNK` entries.
+        The comparison. Cost: two Gram matrices, n² times the entries of a unit; memory: a few times `BLOCK` entries.
     """
     u = w.units
     shape = (u.fibers, u.size)
@@ -74,7 +76,7 @@ def pairs(
         own = (own > 0).to(own.dtype)
 
     zero = torch.zeros((), device=device)
-    rows = max(1, CHUNK // max(1, u.fibers * u.size))
+    rows = max(1, BLOCK // max(1, u.fibers * u.size))
     partner, distance, near, square = [], [], [], zero
     for start in range(0, u.size, rows):
         part = slice(start, min(start + rows, u.size))

@@ -14,11 +14,11 @@ from gaugefix.measure.collapse import rank_sides
 from gaugefix.measure.spectra import class_rank, effective_rank, numerical_rank
 from gaugefix.monitor.pairs import unit_entries
 from gaugefix.monitor.shards import add_up, local_part, whole
-from gaugefix.monitor.sums import CHUNK
 from gaugefix.monitor.watched import WatchedClass
 
 #: ranks of larger classes are left out: a decomposition of their matrix takes seconds
 MOST_FOR_RANK = 1024
+_MOST_ENTRIES = 2**24
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ def row_rank(
     """
     u = w.units
     rows = sum(params[p].numel() for p in u.parameters)
-    if len(u) > 2 * MOST_FOR_RANK or rows > CHUNK:
+    if len(u) > 2 * MOST_FOR_RANK or rows > _MOST_ENTRIES:
         return None
     own = {p: whole(params[p].detach()) for p in u.parameters}
     each = [distinct] if u.fibers == 1 else live.reshape(u.fibers, u.size).sum(1).tolist()

@@ -20,8 +20,8 @@ from torch import Tensor
 from gaugefix.monitor.shards import add_up, local_part
 from gaugefix.symmetry.units import Slice
 
-#: entries that are stacked or multiplied at once; bounds the extra memory (64 MB in float32, three times)
-CHUNK = 2**24
+#: entries that are stacked or multiplied at once; bounds the extra memory (16 MB in float32, three times)
+CHUNK = 2**22
 
 #: dimensions that are kept, and ranges (dimension, start, stop) to which others are restricted
 Key = tuple[tuple[int, ...], tuple[tuple[int, int, int], ...]]
@@ -65,7 +65,7 @@ class UnitSums:
         slots: what is wanted.
 
     Memory: one index (8 bytes) per unit and slice entry; while it runs three times the largest stack, at most
-    3 × `CHUNK` entries or one parameter.
+    3 × `CHUNK` entries.
     """
 
     def __init__(self, params: Mapping[str, Tensor], slots: Sequence[Slot]) -> None:

@@ -41,7 +41,7 @@ CHAIN = (1.0, 0.5, -0.2)  # E xy of the deep linear network, with E xxᵀ = 0.7
 DEPTHS = (2, 3)
 
 
-@study("forecast")
+@study("forecast", missing=("ranks at λ = 0.006 and below, where descent has not come to rest in the quick setting",))
 def ghosts_and_drives() -> tuple[Claim, ...]:
     """The claims, in the order of the argument."""
     return (

@@ -63,6 +63,32 @@ def random_parameters(model: nn.Module, generator: torch.Generator) -> dict[str,
     return generic_parameters({n: tuple(p.shape) for n, p in model.named_parameters()}, generator)
 
 
+def judgeable_parameters(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """`random_parameters`, drawn again where the example shows a normalisation equal numbers (see `Degenerate`).
+
+    Args:
+        model: a copy is run.
+        args: example arguments.
+        kwargs: example keyword arguments.
+        generator: source of randomness.
+
+    Returns:
+        float64 tensors by name; the last of `REDRAWS` draws if none was better.
+    """
+    lab = laboratory_copy(model).to("cpu")
+    noise = Degenerate(lab)
+    args, kwargs = to_double(args), to_double(dict(kwargs))
+    params: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for _ in range(REDRAWS):
+            params = random_parameters(model, generator)
+            if not noise.during(lambda point=params: float_outputs(lab, point, args, kwargs))[1]:  # type: ignore[misc]
+                break
+    return params
+
+
 def to_double(tree: Any) -> Any:
     """Floating tensors of a pytree in float64."""
     return pytree.tree_map(

@@ -21,7 +21,7 @@ from gaugefix.errors import MeasurementError
 from gaugefix.symmetry.generic import generator_span
 from gaugefix.symmetry.graph import math_attention, op_name
 from gaugefix.symmetry.symmetries import Symmetries
-from gaugefix.symmetry.verify import laboratory_copy, random_parameters, to_double
+from gaugefix.symmetry.verify import judgeable_parameters, laboratory_copy, to_double
 from gaugefix.testing.flat import flat_directions, redraw
 
 #: operations that are linear in every argument that can depend on data
@@ -126,7 +126,7 @@ def explain_hidden(
     best: tuple[int, Tensor, dict[str, Tensor]] | None = None
     most, done, reliable = 0, 0, True
     for i in range(points):
-        params = random_parameters(model, torch.Generator().manual_seed(seed + i))
+        params = judgeable_parameters(model, args, kwargs or {}, torch.Generator().manual_seed(seed + i))
         flat = flat_directions(
             model, args, kwargs, params=params, seed=seed + i + 1, max_parameters=max_parameters, basis=True
         )

@@ -11,7 +11,7 @@ from torch import nn
 
 from gaugefix.symmetry.generic import generator_dims, generator_span
 from gaugefix.symmetry.symmetries import Symmetries
-from gaugefix.symmetry.verify import random_parameters
+from gaugefix.symmetry.verify import judgeable_parameters
 from gaugefix.testing.flat import flat_directions, moving_parameters
 
 
@@ -73,7 +73,7 @@ def completeness(
         >>> result.explained, result.measured, result.hidden
         (6, 6, {})
     """
-    params = random_parameters(model, torch.Generator().manual_seed(seed))
+    params = judgeable_parameters(model, args, kwargs or {}, torch.Generator().manual_seed(seed))
     moving = moving_parameters(model, params, trainable_only)
     span = generator_span(found, moving)
     flat = flat_directions(
@@ -119,7 +119,8 @@ def check_symmetries(
     checked = verify_symmetries(found, model, args, kwargs or {}, seed=seed)
     for failure in checked.rejected:
         raise AssertionError(f"{failure.name} changes the function by {failure.error:.1e}")
-    dims = generator_dims(found, random_parameters(model, torch.Generator().manual_seed(seed)))
+    point = judgeable_parameters(model, args, kwargs or {}, torch.Generator().manual_seed(seed))
+    dims = generator_dims(found, point)
     for s, d in zip((s for s in found if s.level == "function"), dims, strict=True):
         if s.dim != d:
             raise AssertionError(f"{s.name} claims {s.dim} new directions, its generators add {d}")

@@ -13,10 +13,19 @@ from torch.utils import _pytree as pytree
 
 from gaugefix.errors import MeasurementError
 from gaugefix.symmetry.graph import math_attention
-from gaugefix.symmetry.verify import float_outputs, laboratory_copy, random_parameters, to_double
+from gaugefix.symmetry.verify import (
+    REDRAWS,
+    Degenerate,
+    float_outputs,
+    judgeable_parameters,
+    laboratory_copy,
+    to_double,
+)
 
 #: ratio of the smallest kept to the largest dropped singular value above which a rank is beyond doubt
 MIN_GAP = 1e3
+#: entry of a Jacobian above which a normalisation with negligible ε met a vanishing input
+MAX_DERIVATIVE = 1e9
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class FlatDirections:
         rank: numerical rank of the Jacobian of all outputs with respect to the parameters.
         gap: smallest kept singular value over the largest dropped one; below about 1e3 the count is not reliable.
         rows: number of Jacobian rows used.
-        reliable: whether there were enough rows and a clean gap.
+        reliable: whether there were enough rows, a clean gap, and inputs at which the function is differentiable.
         basis: orthonormal flat directions ``(flat, P)`` at the point of measurement, if asked for.
     """
 
@@ -60,12 +69,14 @@ def flat_directions(
 
     Inputs are drawn anew until J has 1.2 P rows (600 at least) and twice as many do not raise its rank: floating
     inputs from N(0, 1), integer inputs uniformly from the range seen in the example, and what the model draws itself.
+    Inputs at which a normalisation meets equal numbers only, or zeros, have no derivative and are drawn again; if there
+    are no others at this θ (a unit that is dead on all data before a BatchNorm), the count is not reliable.
 
     Args:
         model: any module; a copy is used.
         args: example positional arguments.
         kwargs: example keyword arguments.
-        params: the point θ; by default `random_parameters`.
+        params: the point θ; by default a random one at which no normalisation of the example is degenerate.
         seed: of parameters and inputs.
         threshold: singular values below ``threshold`` times the largest count as zero.
         max_parameters: refuse larger models; the cost grows as P³.
@@ -94,7 +105,7 @@ def flat_directions(
         11
     """
     generator = torch.Generator().manual_seed(seed)
-    point = dict(params) if params is not None else random_parameters(model, generator)
+    point = dict(params) if params is not None else judgeable_parameters(model, args, kwargs or {}, generator)
     moving = moving_parameters(model, point, trainable_only)
     n = sum(p.numel() for p in moving.values())
     if n > max_parameters:
@@ -103,6 +114,7 @@ def flat_directions(
             "Test a narrow copy of the architecture, or raise max_parameters (the cost grows as its cube)."
         )
     lab = laboratory_copy(model)
+    noise = Degenerate(lab)
     args, kwargs = to_double(args), to_double(dict(kwargs or {}))
     root = torch.zeros(0, n, dtype=torch.float64)  # RᵀR = JᵀJ: all that is needed of the rows so far
     rows, target, values, previous = 0, max(1.2 * n, 600.0), torch.zeros(1), -1
@@ -112,10 +124,11 @@ def flat_directions(
     while True:
         blocks = [root]
         while rows < target and len(blocks) <= max_draws:
-            some, named = pytree.tree_map(lambda t: redraw(t, generator), (args, kwargs))
-            noise = int(torch.randint(2**31, (), generator=generator))
-            blocks.append(_jacobian(lab, point, moving, some, named, noise))
-            rows += len(blocks[-1])
+            block = _block(lab, point, moving, args, kwargs, noise, generator)
+            if block is None:
+                return FlatDirections(n, n, 0, 1.0, rows, False, torch.eye(n, dtype=torch.float64) if basis else None)
+            blocks.append(block)
+            rows += len(block)
         stacked = torch.cat(blocks)
         root = torch.linalg.qr(stacked, mode="r")[1] if len(stacked) > n else stacked
         values = torch.linalg.svdvals(root)
@@ -146,13 +159,31 @@ def moving_parameters(model: nn.Module, params: Mapping[str, Tensor], trainable_
     return {n: p for n, p in params.items() if n not in frozen}
 
 
+def _block(
+    lab: nn.Module, point: Mapping[str, Tensor], moving: Mapping[str, Tensor], args: Any, kwargs: Any,
+    degenerate: Degenerate, generator: torch.Generator,
+) -> Tensor | None:  # fmt: skip
+    """Jacobian rows for random inputs at which there is a derivative; None if no such inputs turn up."""
+    for _ in range(REDRAWS):
+        some, named = pytree.tree_map(lambda t: redraw(t, generator), (args, kwargs))
+        seed = int(torch.randint(2**31, (), generator=generator))
+        rows = _jacobian(lab, point, moving, some, named, seed, degenerate)
+        if rows is not None and bool((rows.abs() < MAX_DERIVATIVE).all()):
+            return rows
+    return None
+
+
 def _jacobian(
-    model: nn.Module, params: Mapping[str, Tensor], moving: Mapping[str, Tensor], args: Any, kwargs: Any, noise: int
-) -> Tensor:
-    """All rows ∂(output entries)/∂(moving parameters) for one input, ``(entries, P)``."""
+    model: nn.Module, params: Mapping[str, Tensor], moving: Mapping[str, Tensor], args: Any, kwargs: Any, seed: int,
+    degenerate: Degenerate,
+) -> Tensor | None:  # fmt: skip
+    """All rows ∂(output entries)/∂(moving parameters) for one input, ``(entries, P)``; None if it is degenerate."""
     leaves = {k: p.clone().requires_grad_() for k, p in moving.items()}
     with math_attention():
-        outputs = torch.cat([o.reshape(-1) for o in float_outputs(model, {**params, **leaves}, args, kwargs, noise)])
+        results, bad = degenerate.during(lambda: float_outputs(model, {**params, **leaves}, args, kwargs, seed))
+    if bad:
+        return None
+    outputs = torch.cat([o.reshape(-1) for o in results])
     if not outputs.requires_grad:
         return outputs.new_zeros(len(outputs), sum(p.numel() for p in moving.values()))
     with math_attention():

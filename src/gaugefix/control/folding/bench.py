@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 from gaugefix.control.state import Function
 from gaugefix.errors import ControlError
-from gaugefix.symmetry.graph import math_attention, named_outputs
+from gaugefix.symmetry.capture import named_outputs
+from gaugefix.symmetry.graph import math_attention
 from gaugefix.symmetry.verify import float_outputs, relative_change
 
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError)
