@@ -38,7 +38,7 @@ def relearning_ceiling(
 
     Example:
         >>> float(relearning_ceiling(0.5, 1e-2, 0.7, 0.05, 0.6).round())
-        100.0
+        94.0
     """
     growth = 2 * np.asarray(b) - weight_decay
     if np.any(np.asarray(floor) <= 0) or np.any(growth <= 0):
