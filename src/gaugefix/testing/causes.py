@@ -23,7 +23,7 @@ from gaugefix.testing.moves import Moves
 from gaugefix.testing.tangents import Tangents
 
 #: tests in the order in which they are made; each explains what those before it left
-KINDS = ("linear", "product", "removed", "basis", "size")
+KINDS = ("linear", "removed", "basis", "size", "product")
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,13 @@ class Cause:
         kind: "point": absent at other points of parameter space (units that are dead or always on). "inputs": absent
             on inputs of three or ten times the standard deviation (units that are so on the usual ones). "few": the
             inputs are so few that the outputs on them can be changed at will; every direction beyond that is flat.
-            "linear": undone between linear maps, such as the null space of one behind another. "product": it enters
-            products of data with data only, and undone by what is linear in those. "removed": it enters nonlinear
-            operations and does not leave them. "basis": what leaves every nonlinear operation moves by an affine
-            function of itself: a change of basis, which the search might know. "size": the same up to a factor that
-            differs from sample to sample, which a later norm removes. "table": the same with a change that keeps
-            lengths at the rows of a table only, of which there are too few to forbid it. "unknown": none of these.
+            "linear": undone between linear maps, such as the null space of one behind another. "removed": it enters
+            nonlinear operations and does not leave them. "basis": what leaves every nonlinear operation moves by an
+            affine function of itself: a change of basis, which the search might know. "table": the same with a change
+            that keeps lengths at the rows of a table only, of which there are too few to forbid it. "size": as
+            "basis", up to a factor that differs from sample to sample, which a later norm removes. "product": as
+            "basis" but for products of data with data, whose changes are undone by what is linear in them (there are
+            fewer bilinear functions than parameters to make them of). "unknown": none of these.
         count: independent directions.
         where: the operations that remove them, or through which they go, as ``"op at module"``.
         parameters: in which they move.
@@ -202,7 +203,7 @@ def _of_tangents(tangents: Tangents) -> list[Cause]:
         new = moves.beyond(moves.without(kind), known)
         if len(new):
             name = "table" if kind == "basis" and moves.is_table(new) else kind
-            places = () if kind in {"linear", "product"} else moves.places(new, removing=kind == "removed")
+            places = () if kind == "linear" else moves.places(new, removing=kind == "removed")
             out.append(Cause(name, len(new), places, moves.parameters(new)))
             known, left = torch.cat([known, new]), left - len(new)
     if left:

@@ -28,14 +28,13 @@ class Moves:
         match kind:
             case "linear":
                 maps = list(self.inputs.values())
-            case "product":
-                entered = {n for node in self.outputs if not _is_product(node) for n in self.tangents.nonlinear(node)}
-                maps = [t for n, t in self.inputs.items() if n in entered]
             case "removed":
                 maps = list(self.outputs.values())
             case _:
                 seen = {n: t for n, t in self.outputs.items() if not _only_size(n)}
-                test = self._not_affine if kind == "basis" else self._not_sized
+                if kind == "product":
+                    seen = {n: t for n, t in seen.items() if not _is_product(n)}
+                test = self._not_sized if kind == "size" else self._not_affine
                 maps = [test(n, t) for n, t in seen.items()]
         return _kernel([t.flatten(1) for t in maps], self.hidden)
 
