@@ -93,7 +93,7 @@ def grow_units(units: Units, shapes: Mapping[str, Sequence[int]], n: int) -> Gro
         sources.setdefault(param, []).append((dim, np.array([k[0] if not k[1] else -1 for k in order])))
         for s in slices:
             old = np.vectorize(lambda p, at=position: at[int(p), 0, 0, 0])(s.index)
-            added = np.array([position[tuple(k)] for k in new[id(s)].reshape(-1, 4).tolist()])  # type: ignore[index]
+            added = np.array([position[tuple(k)] for k in new[id(s)].reshape(-1, 4).tolist()])
             indices[id(s)] = np.concatenate([old, added.reshape(len(old), n, -1)], axis=1)
     if any(d in s.others for (param, d) in places for s in units.slices if s.param == param):
         raise SymmetryError(f"{units.name}: a slice is restricted along a dimension that grows.")

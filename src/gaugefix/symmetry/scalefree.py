@@ -36,7 +36,8 @@ class _Factor:
 
     def moved(self, mine: Operand, out: Operand) -> _Factor | None:
         """The factor on what a statement makes of an operand; None if positions with different factors are mixed."""
-        along, left = set(), set(self.along)
+        along: set[tuple[_Dims, _Dims]] = set()
+        left = set(self.along)
         for label, dims in mine.groups.items():
             inside = sorted((p for p in left if set(p[1]) & set(dims)), key=lambda p: p[1])
             if not inside:
