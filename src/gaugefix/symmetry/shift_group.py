@@ -45,7 +45,7 @@ class Shift(Symmetry):
     def _length(self) -> int:
         if self.conditions:
             assert self.action is not None
-            return sum(_count(self.action, s) for s, _ in self.sources)
+            return sum(number_of_constants(self.action, s) for s, _ in self.sources)
         return math.prod(leaf.size for leaf in self.leaves)
 
     def generator(self, params: Params, k: int) -> dict[str, Tensor]:
@@ -162,14 +162,15 @@ def _place(action: ShiftAction, source: Source, function: Tensor, order: tuple[A
     return out
 
 
-def _count(action: ShiftAction, source: Source) -> int:
+def number_of_constants(action: ShiftAction, source: Source) -> int:
+    """How many numbers a source adds: one for each entry of its cell."""
     return math.prod(leaf.size for leaf in action.flow.sources[source])
 
 
 def _split(action: ShiftAction, sources: list[Source], element: Tensor) -> dict[Source, Tensor]:
     out, at = {}, 0
     for s in sources:
-        n = _count(action, s)
+        n = number_of_constants(action, s)
         leaves = tuple(action.flow.sources[s])
         function = element[at : at + n].reshape([leaf.size for leaf in leaves])
         out[s] = _place(action, s, function, leaves)
@@ -181,7 +182,7 @@ def condition_matrix(
     action: ShiftAction, sources: list[Source], conditions: tuple[Condition, ...], params: Params
 ) -> Tensor:
     """The matrix of the conditions on the stacked constants of the sources, at θ."""
-    n = sum(_count(action, s) for s in sources)
+    n = sum(number_of_constants(action, s) for s in sources)
     first = next(iter(params.values()))
 
     def seen(element: Tensor) -> Tensor:

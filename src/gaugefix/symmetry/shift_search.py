@@ -15,7 +15,7 @@ from gaugefix.symmetry.groups import Symmetry
 from gaugefix.symmetry.records import Product
 from gaugefix.symmetry.shift_action import ShiftAction
 from gaugefix.symmetry.shift_forms import Condition, Source
-from gaugefix.symmetry.shift_group import Shift, condition_matrix
+from gaugefix.symmetry.shift_group import Shift, condition_matrix, number_of_constants
 from gaugefix.symmetry.shifts import ShiftFlow
 
 #: unknowns up to which conditions that pass through weights are solved numerically
@@ -171,7 +171,7 @@ def _numeric(
     action: ShiftAction, sources: list[Source], conditions: list[Condition]
 ) -> tuple[Symmetry | None, str | None]:
     """Some arrival went through weights: the null space depends on θ; its generic dimension is computed."""
-    n = sum(_count(action, s) for s in sources)
+    n = sum(number_of_constants(action, s) for s in sources)
     names = ", ".join(dict.fromkeys(_moved(action, s) for s in sources))
     if n > MAX_NUMERIC:
         return None, f"shifts of {names} ({n} numbers) pass through weights without a bias; not solved at this size"

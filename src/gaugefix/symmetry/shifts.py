@@ -324,9 +324,9 @@ class ShiftFlow:
     def _compare_parts(self) -> None:
         """An axis that is cut into parts: what arrives constant and alike on all of them is constant."""
         for (i, _), found in self._parts.items():
-            same = alike([(form, {s for s in slots_of(form) if s[0] in dims}) for _, form, dims in found])
+            shared = alike([(form, {s for s in slots_of(form) if s[0] in dims}) for _, form, dims in found])
             for joint, form, dims in found:
-                rest = {s: a for s, a in form.items() if s not in same}
+                rest = {s: a for s, a in form.items() if s not in shared}
                 if rest:
                     self.conditions.append(Condition(joint.operands[i], rest, None, dims))
         for averaged in self._averages.values():  # an average over all parts together

@@ -23,7 +23,7 @@ from gaugefix.testing.moves import Moves
 from gaugefix.testing.tangents import Tangents
 
 #: tests in the order in which they are made; each explains what those before it left
-KINDS = ("linear", "removed", "basis", "size", "product")
+KINDS = ("linear", "removed", "basis", "size", "product", "table")
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ class Cause:
             inputs are so few that the outputs on them can be changed at will; every direction beyond that is flat.
             "linear": undone between linear maps, such as the null space of one behind another. "removed": it enters
             nonlinear operations and does not leave them. "basis": what leaves every nonlinear operation moves by an
-            affine function of itself: a change of basis, which the search might know. "table": the same with a change
-            that keeps lengths at the rows of a table only, of which there are too few to forbid it. "size": as
+            affine function of itself: a change of basis, which the search might know. "table": the same but where
+            values are the few rows of a table, too few to forbid a change that is not affine or keeps lengths on no
+            others. "size": as
             "basis", up to a factor that differs from sample to sample, which a later norm removes. "product": as
             "basis" but for products of data with data, whose changes are undone by what is linear in them (there are
             fewer bilinear functions than parameters to make them of). "unknown": none of these.

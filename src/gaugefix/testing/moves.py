@@ -34,6 +34,8 @@ class Moves:
                 seen = {n: t for n, t in self.outputs.items() if not _only_size(n)}
                 if kind == "product":
                     seen = {n: t for n, t in seen.items() if not _is_product(n)}
+                if kind == "table":
+                    seen = {n: t for n, t in seen.items() if not self._few_rows(n)}
                 test = self._not_sized if kind == "size" else self._not_affine
                 maps = [test(n, t) for n, t in seen.items()]
         return _kernel([t.flatten(1) for t in maps], self.hidden)
@@ -48,6 +50,11 @@ class Moves:
         q = basis[0][:, basis[1] > 1e-10 * basis[1][0]]
         rest: Tensor = tangent - torch.einsum("sk,tk,dtf->dsf", q, q, tangent)
         return rest
+
+    def _few_rows(self, node: fx.Node) -> bool:
+        """Whether a value only ever takes few rows, so that any change of it is a function of it."""
+        value = self.tangents.values[node]
+        return 10 * _distinct(value) < len(value)
 
     def _not_sized(self, node: fx.Node, tangent: Tensor) -> Tensor:
         """What of a tangent, across the value itself, is no affine function of the value."""
