@@ -30,6 +30,8 @@ SEEDS = 6
 CHUNK = 100
 #: further points at which a miss is looked at
 POINTS = 5
+#: and where that does not explain it, for functions with kinks: units are dead somewhere at most points
+MORE_POINTS = 80
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ def examine(plan: Plan, *, seeds: int | None = None, explain: bool = False) -> O
         if not explain:
             return Outcome("miss", found.flat_dim, best, detail)
         why = explain_hidden(found, model, args, points=POINTS, seed=len(counts))
+        if not why.explained and _has_kinks(plan):
+            why = explain_hidden(found, model, args, points=MORE_POINTS, seed=len(counts) + POINTS)
         best = min(best, found.flat_dim + why.hidden) if why.points else best
         causes = tuple((c.kind, c.count) for c in why.causes)
         if best == found.flat_dim:
