@@ -105,16 +105,11 @@ def flat_directions(
         >>> mlp = nn.Sequential(nn.Linear(4, 6), nn.LeakyReLU(), nn.Linear(6, 5), nn.LeakyReLU(), nn.Linear(5, 3))
         >>> flat_directions(mlp, (torch.randn(8, 4),)).flat
         11
-    """
+    """  # noqa: DOC502
+    n = countable(model, max_parameters=max_parameters, trainable_only=trainable_only)
     generator = torch.Generator().manual_seed(seed)
     point = dict(params) if params is not None else judgeable_parameters(model, args, kwargs or {}, generator)
     moving = moving_parameters(model, point, trainable_only)
-    n = sum(p.numel() for p in moving.values())
-    if n > max_parameters:
-        raise MeasurementError(
-            f"flat_directions needs a dense Jacobian: the model has {n} parameters, the limit is {max_parameters}. "
-            "Test a narrow copy of the architecture, or raise max_parameters (the cost grows as its cube)."
-        )
     lab = laboratory_copy(model)
     noise = Degenerate(lab)
     args, kwargs = to_double(args), to_double(dict(kwargs or {}))
@@ -153,6 +148,17 @@ def redraw(item: Any, generator: torch.Generator, spread: float = 1.0) -> Any:
         return spread * torch.randn(item.shape, generator=generator, dtype=item.dtype)
     low, high = int(item.min()), int(item.max())
     return torch.randint(low, high + 1, item.shape, generator=generator, dtype=item.dtype)
+
+
+def countable(model: nn.Module, *, max_parameters: int = 6000, trainable_only: bool = False) -> int:
+    """The number of parameters that count; refuses a model that is too large for a dense Jacobian."""
+    n = sum(p.numel() for p in moving_parameters(model, dict(model.named_parameters()), trainable_only).values())
+    if n > max_parameters:
+        raise MeasurementError(
+            f"flat_directions needs a dense Jacobian: the model has {n} parameters, the limit is {max_parameters}. "
+            "Test a narrow copy of the architecture, or raise max_parameters (the cost grows as its cube)."
+        )
+    return n
 
 
 def moving_parameters(model: nn.Module, params: Mapping[str, Tensor], trainable_only: bool) -> dict[str, Tensor]:
