@@ -95,6 +95,7 @@ def _measure(
     noise = run("noise", lambda: gradient_noise(task, seed=seed))
     metric = _metric(task, boundary)
     full, extra = measure_fully(task, symmetries, boundary, seed) if level == "full" else (None, {})
+    dynamics = (full.lyapunov, full.entropy) if full is not None else (None, None)
     return Audit(
         task=_summary(task, len(training), metric),
         symmetries=symmetries,
@@ -103,7 +104,7 @@ def _measure(
         noise=noise,
         forecast=prediction,
         certificate=proof,
-        advice=advise(symmetries, collapse, charges, noise, prediction, proof),
+        advice=advise(symmetries, collapse, charges, noise, prediction, proof, *dynamics),
         skipped=(*boundary.skipped, *symmetries.skipped),
         notes=tuple(dict.fromkeys(boundary.notes)),
         training=training,
