@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -138,6 +139,45 @@ class TestAudit:
         for part in (found.full.lyapunov, found.full.entropy, found.full.alignment, found.full.unit_noise):
             assert part
         assert [len(u.incoming) for u in found.full.unit_noise or ()] == [6, 4]
+
+    def test_the_log_of_a_monitor_is_part_of_the_report(self, tmp_path: Path) -> None:
+        path = tmp_path / "run.jsonl"
+        event = {"step": 40, "kind": "unit died", "where": "0", "value": None, "message": "M.", "units": [3]}
+        lines = [
+            {"type": "run", "step": 0, "classes": [{"name": "0", "title": "first layer", "units": 6}]},
+            {"type": "row", "step": 0, "values": {"loss": 2.0}},
+            {"type": "event", **event},
+            {"type": "row", "step": 90, "values": {"loss": 1.0}},
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines) + "not json\n")
+        found = audit(small_task(epochs=0), log=path, progress=False)
+        assert found.run is not None
+        assert (found.run.steps, found.run.titles, found.run.broken) == (90, {"0": "first layer"}, 1)
+        data = found.to_dict()["run"]
+        assert data["log"] == "run.jsonl"
+        assert data["events"] == [event]
+        page = found.to_html()
+        assert "What happened during training" in page
+        assert "first layer" in page
+        assert 'id="plot-events"' in page
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            (None, "Cannot read"),
+            ("hello\n", "is not the log of a monitor"),
+            ('{"type": "run", "classes": []}\n', "has no step yet"),
+        ],
+    )
+    def test_a_bad_log_is_refused_before_training(self, text: str | None, words: str, tmp_path: Path) -> None:
+        path = tmp_path / "run.jsonl"
+        if text is not None:
+            path.write_text(text)
+        task = small_task(epochs=2)
+        before = {k: v.clone() for k, v in task.model.state_dict().items()}
+        with pytest.raises(MeasurementError, match=words):
+            audit(task, log=path, progress=False)
+        assert all(torch.equal(v, before[k]) for k, v in task.model.state_dict().items())
 
     def test_unknown_level(self) -> None:
         with pytest.raises(MeasurementError, match="level must be 'quick' or 'full', got 'deep'"):
