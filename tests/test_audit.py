@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +19,19 @@ from gaugefix.advice import Advice, advise
 from gaugefix.audit import Audit, audit
 from gaugefix.errors import ConvergenceWarning, MeasurementError, TaskError
 from gaugefix.forecast import Certificate, ClassForecast, CollapseThreshold, Forecast
-from gaugefix.measure import ChargeReport, CollapseReport, GradientNoise, NoiseGroup, UnitBalance, UnitCollapse
+from gaugefix.measure import (
+    ChargeReport,
+    CollapseReport,
+    EntropicLoss,
+    EntropyReport,
+    Equipartition,
+    GradientNoise,
+    LyapunovReport,
+    MirrorExponent,
+    NoiseGroup,
+    UnitBalance,
+    UnitCollapse,
+)
 from gaugefix.symmetry import OpaqueOp, Slice, Symmetries, Units, Verification
 from gaugefix.task import Task
 
@@ -126,6 +139,45 @@ class TestAudit:
         for part in (found.full.lyapunov, found.full.entropy, found.full.alignment, found.full.unit_noise):
             assert part
         assert [len(u.incoming) for u in found.full.unit_noise or ()] == [6, 4]
+
+    def test_the_log_of_a_monitor_is_part_of_the_report(self, tmp_path: Path) -> None:
+        path = tmp_path / "run.jsonl"
+        event = {"step": 40, "kind": "unit died", "where": "0", "value": None, "message": "M.", "units": [3]}
+        lines = [
+            {"type": "run", "step": 0, "classes": [{"name": "0", "title": "first layer", "units": 6}]},
+            {"type": "row", "step": 0, "values": {"loss": 2.0}},
+            {"type": "event", **event},
+            {"type": "row", "step": 90, "values": {"loss": 1.0}},
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines) + "not json\n")
+        found = audit(small_task(epochs=0), log=path, progress=False)
+        assert found.run is not None
+        assert (found.run.steps, found.run.titles, found.run.broken) == (90, {"0": "first layer"}, 1)
+        data = found.to_dict()["run"]
+        assert data["log"] == "run.jsonl"
+        assert data["events"] == [event]
+        page = found.to_html()
+        assert "What happened during training" in page
+        assert "first layer" in page
+        assert 'id="plot-events"' in page
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            (None, "Cannot read"),
+            ("hello\n", "is not the log of a monitor"),
+            ('{"type": "run", "classes": []}\n', "has no step yet"),
+        ],
+    )
+    def test_a_bad_log_is_refused_before_training(self, text: str | None, words: str, tmp_path: Path) -> None:
+        path = tmp_path / "run.jsonl"
+        if text is not None:
+            path.write_text(text)
+        task = small_task(epochs=2)
+        before = {k: v.clone() for k, v in task.model.state_dict().items()}
+        with pytest.raises(MeasurementError, match=words):
+            audit(task, log=path, progress=False)
+        assert all(torch.equal(v, before[k]) for k, v in task.model.state_dict().items())
 
     def test_unknown_level(self) -> None:
         with pytest.raises(MeasurementError, match="level must be 'quick' or 'full', got 'deep'"):
@@ -366,6 +418,46 @@ class TestAdvice:
         rejected = only(symmetries=Symmetries((), (), rejected=(Verification("swap", 0.5, 1e-9, 3, False),)))
         assert "Without a rule: fft." in opaque.evidence
         assert "swap (error 5e-01)" in rejected.evidence
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({}, True),
+            ({"verdict": "undecided"}, False),
+            ({"verdict": "escapes", "value": 0.01}, False),
+            ({"valid": False}, False),
+        ],
+    )
+    def test_a_plane_that_attracts(self, changes: dict[str, Any], said: bool) -> None:
+        mirror = MirrorExponent(
+            "fc: 5 = 14", "path", -0.002, 0.0001, "collapses", 400, 0.1, 0.01, 32, 0.0, 0.09, 1e-16, np.nan, True, ""
+        )
+        report = LyapunovReport((replace(mirror, **changes),), ())
+        found = advise(units(), None, None, None, None, None, lyapunov=report)
+        assert [a.finding for a in found] == ["SGD is drawn onto the mirror plane fc: 5 = 14."] * said
+        if said:
+            assert (found[0].severity, found[0].where) == ("watch", "fc")
+            assert "Λ = -0.002 ± 0.0001 per step" in found[0].evidence
+            assert "factor e in 500 steps" in found[0].evidence
+
+    @pytest.mark.parametrize(
+        ("spread", "drift", "words"),
+        [
+            (1.4, 0.1, "towards the outgoing weights"),
+            (1.4, -0.1, "towards the incoming weights"),
+            (0.3, 0.1, ""),
+            (float("nan"), 0.1, ""),
+        ],
+    )
+    def test_gradient_balance(self, spread: float, drift: float, words: str) -> None:
+        sides = np.ones((4, 2))
+        item = Equipartition("fc", tuple("0123"), sides, sides, np.ones(4), np.full(4, drift), spread, 64)
+        report = EntropyReport(EntropicLoss(0.5, 0.0, 0.0, 0.5, 0.1, 0.1, 0.01, 64, True, ""), (item,), ())
+        found = advise(units(), None, None, None, None, None, entropy=report)
+        assert [a.severity for a in found] == ["info"] * bool(words)
+        if words:
+            assert words in found[0].finding
+            assert "1.4 over 64 batches" in found[0].evidence
 
     def test_the_most_urgent_comes_first(self) -> None:
         item = forecast_of(drives=np.array([0.01, 0.01, 0.01, 0.005]), dying=(3,), verdict="wants more width")

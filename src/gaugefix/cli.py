@@ -64,6 +64,10 @@ def _root(
 def audit(
     target: Target,
     level: Annotated[Level, typer.Option(help="How much to measure; full adds what takes longer.")] = Level.quick,
+    log: Annotated[
+        Path | None,
+        typer.Option(help="Log of a monitor that watched the training; shown as a timeline.", show_default=False),
+    ] = None,
     as_json: AsJson = False,
     html: Annotated[Path | None, typer.Option(help="Where to write the page.", show_default="OUT/audit.html")] = None,
     out: Annotated[
@@ -98,7 +102,7 @@ def audit(
     passes = 0 if no_train else epochs
     if passes is not None:
         task = replace(task, epochs=passes)
-    result = run_audit(task, level=level.value, progress=not quiet, seed=seed)
+    result = run_audit(task, level=level.value, log=log, progress=not quiet, seed=seed)
     if as_json:
         typer.echo(result.to_json(), nl=False)
     else:

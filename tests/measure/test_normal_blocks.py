@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 from gaugefix import Task, find_symmetries
 from gaugefix.errors import MeasurementError
 from gaugefix.measure import normal_blocks, stability_limits
+from gaugefix.measure.batches import joined
 from gaugefix.theory import batch_means
 from gaugefix.theory import lyapunov_exponent as closed_form
 
@@ -88,3 +90,40 @@ def test_batches_of_the_closed_form_are_those_of_the_blocks(product_task):
     values, counts = np.unique(drawn.round(9), return_counts=True)
     assert values == pytest.approx(np.unique(-batch_means(SIGNALS, 2)))
     assert counts / 40_000 == pytest.approx([0.25, 0.5, 0.25], abs=0.01)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12])
+def test_blocks_do_not_depend_on_the_batches_the_samples_come_in(mlp, make_task, blobs, batch_size):
+    task = make_task(mlp((5, 4, 3), "tanh"), blobs, batch_size=12, lr=0.2, weight_decay=0.02)
+    mirror = next(m for m in find_symmetries(task).mirrors() if m.kind == "swap")
+    data = [tuple(b) for b in task.batches()]
+    x, y = (torch.cat(parts) for parts in zip(*data, strict=True))
+    whole = normal_blocks(dataclasses.replace(task, batches=lambda: [(x, y)]), mirror, max_samples=21, tolerance=9.0)
+    split = dataclasses.replace(
+        task, batches=lambda: list(zip(x.split(batch_size), y.split(batch_size), strict=True)), batch_size=batch_size
+    )
+    found = normal_blocks(split, mirror, max_samples=21, tolerance=9.0)
+    assert found.blocks.shape == whole.blocks.shape == (21, 9, 9)
+    assert np.abs(found.blocks - whole.blocks).max() < 1e-12 * np.abs(whole.blocks).max()
+
+
+def test_batches_of_different_kinds_stay_apart():
+    tokens = [{"ids": torch.ones(2, length), "y": torch.arange(2)} for length in (3, 3, 5)]
+    sizes = [tuple(b["ids"].shape) for b in joined([*tokens, tokens[0]])]
+    assert sizes == [(4, 3), (2, 5), (2, 3)]
+    together = next(joined(tokens))
+    assert together["y"].tolist() == [0, 1, 0, 1]
+    scalars = [torch.tensor(1.0), torch.tensor(2.0)]
+    assert list(joined(scalars)) == scalars
+    assert len(list(joined([(torch.ones(1), 1), (torch.ones(1), 2)]))) == 2
+
+
+def test_single_samples_are_differentiated_together(product_task, monkeypatch):
+    """160 batches of one sample cost one forward derivative per direction, not 160."""
+    import gaugefix.measure.normal_blocks  # noqa: F401  the name in the room is the function
+
+    module, calls = sys.modules["gaugefix.measure.normal_blocks"], []
+    monkeypatch.setattr(module, "jvp", lambda *a: calls.append(1) or torch.func.jvp(*a))
+    task = product_task(0.1, repeats=80)
+    assert normal_blocks(task, torch.eye(2)).blocks.shape == (160, 2, 2)
+    assert len(calls) == 2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gaugefix.advice import advise
-from gaugefix.audit import Audit, FullMeasurements, TaskSummary
+from gaugefix.audit import Audit, FullMeasurements, RunEvents, TaskSummary
 from gaugefix.forecast import Certificate, ClassForecast, CollapseThreshold, Forecast
 from gaugefix.measure import (
     AlignmentReport,
@@ -27,6 +27,7 @@ from gaugefix.measure import (
     UnitCollapse,
     UnitNoise,
 )
+from gaugefix.monitor import Event
 from gaugefix.symmetry import OpaqueOp, Slice, Symmetries, Units, Verification
 
 EVIL = "<script>alert(1)</script>"
@@ -136,7 +137,15 @@ def make_audit(names: tuple[str, ...] = NAMES, n: int = 16) -> Audit:
         seconds=12.3,
         full=make_full(names, n),
         extra={},
+        run=RunEvents("run.jsonl", 400, {name: f"layer {name}" for name in names}, make_events(names), 1),
     )
+
+
+def make_events(names: Sequence[str]) -> tuple[Event, ...]:
+    died = tuple(
+        Event(100 * i, "unit died", name, 0.004, f"unit 3 of {name} died.", (3,)) for i, name in enumerate(names)
+    )
+    return (*died, Event(300, "not finite", "network", float("nan"), CLOSER))
 
 
 def make_full(names: Sequence[str], n: int) -> FullMeasurements:

@@ -76,6 +76,7 @@ def test_data_in_the_page_is_strict_json(outline: Outline) -> None:
         "lyapunov",
         "alignment",
         "unit-noise",
+        "events",
     }
 
 
@@ -99,7 +100,7 @@ def test_every_link_has_a_target(outline: Outline) -> None:
 def test_tables_have_captions_and_plots_have_labels(outline: Outline) -> None:
     assert len(outline.all("table")) == len(outline.all("caption")) >= 5
     plots = [a for a in outline.all("div") if str(a.get("class")) == "plot"]
-    assert len(plots) == 8
+    assert len(plots) == 9
     assert all(a.get("role") == "img" and a.get("aria-label") for a in plots)
 
 
@@ -123,6 +124,7 @@ def test_an_audit_with_nothing_measured_is_still_a_page(sample: Audit) -> None:
         advice=(),
         training=(),
         full=None,
+        run=None,
     )
     outline = Outline(empty.to_html())
     assert "Nothing to do" in outline.text

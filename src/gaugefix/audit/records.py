@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gaugefix.advice import Advice
+from gaugefix.audit.events import RunEvents
 from gaugefix.audit.full import FullMeasurements
 from gaugefix.files import write_atomically
 from gaugefix.forecast import Certificate, Forecast
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 #: Version of the layout of `Audit.to_dict`; the major number grows when a reader has to change.
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Audit(Record):
         seconds: wall-clock time of the audit.
         full: what only level "full" measures, else None.
         extra: further numbers of level "full", by name.
+        run: what a monitor saw during training, if its log was given.
     """
 
     task: TaskSummary
@@ -83,6 +85,7 @@ class Audit(Record):
     seconds: float
     full: FullMeasurements | None
     extra: dict[str, Any]
+    run: RunEvents | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; the layout is ``gaugefix/report/audit.schema.json``.

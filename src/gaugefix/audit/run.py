@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gaugefix.advice import advise
 from gaugefix.audit.boundary import Boundary
+from gaugefix.audit.events import read_events
 from gaugefix.audit.full import measure_fully
 from gaugefix.audit.records import Audit, TaskSummary
 from gaugefix.errors import MeasurementError
@@ -26,7 +29,14 @@ if TYPE_CHECKING:
 _JUMP_STEPS = 600
 
 
-def audit(task: Task, *, level: Literal["quick", "full"] = "quick", progress: bool = True, seed: int = 0) -> Audit:
+def audit(
+    task: Task,
+    *,
+    level: Literal["quick", "full"] = "quick",
+    log: str | Path | None = None,
+    progress: bool = True,
+    seed: int = 0,
+) -> Audit:
     """Find the symmetries of a task's model, measure what they did to it, forecast what they will do.
 
     The model is trained first for ``task.epochs`` passes (in place); with ``epochs=0`` it is measured as it is. A
@@ -39,6 +49,8 @@ def audit(task: Task, *, level: Literal["quick", "full"] = "quick", progress: bo
             alignment of every layer, noise of every unit, the lowest curvature of the data loss, with several hidden
             layers the weight decay at which the network dies at a jump, and a count of the flat directions to see
             whether the search missed any (a dense Jacobian, up to 2000 parameters).
+        log: JSONL file of a `gaugefix.monitor.Monitor` that watched the training of this model; the report then says
+            what happened during it. It is read first.
         progress: show progress bars on standard error.
         seed: seed of the data order and of every random choice of the measurements.
 
@@ -46,7 +58,7 @@ def audit(task: Task, *, level: Literal["quick", "full"] = "quick", progress: bo
         The audit; print it with rich, or write it with `Audit.to_html` and `Audit.to_json`.
 
     Raises:
-        MeasurementError: if ``level`` is unknown.
+        MeasurementError: if ``level`` is unknown, or ``log`` is not the log of a run.
         TaskError: if the loss is not finite or not per sample, or training diverges.
 
     Example:
@@ -59,12 +71,14 @@ def audit(task: Task, *, level: Literal["quick", "full"] = "quick", progress: bo
     from gaugefix.report.progress import Stages
 
     started = time.perf_counter()
+    events = read_events(log) if log is not None else None  # before hours of training, not after
     task.check()
     with one_thread() if is_small(task) else nullcontext(), Stages(shown=progress) as stages:
         training = tuple(_train(task, stages, seed)) if task.epochs else ()
         task.check()
         boundary = Boundary(stages)
-        return _measure(task, training, boundary, level, seed, started)
+        found = _measure(task, training, boundary, level, seed, started)
+    return found if events is None else replace(found, run=events)
 
 
 def _train(task: Task, stages: Stages, seed: int) -> list[float]:
@@ -95,6 +109,7 @@ def _measure(
     noise = run("noise", lambda: gradient_noise(task, seed=seed))
     metric = _metric(task, boundary)
     full, extra = measure_fully(task, symmetries, boundary, seed) if level == "full" else (None, {})
+    dynamics = (full.lyapunov, full.entropy) if full is not None else (None, None)
     return Audit(
         task=_summary(task, len(training), metric),
         symmetries=symmetries,
@@ -103,7 +118,7 @@ def _measure(
         noise=noise,
         forecast=prediction,
         certificate=proof,
-        advice=advise(symmetries, collapse, charges, noise, prediction, proof),
+        advice=advise(symmetries, collapse, charges, noise, prediction, proof, *dynamics),
         skipped=(*boundary.skipped, *symmetries.skipped),
         notes=tuple(dict.fromkeys(boundary.notes)),
         training=training,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gaugefix.errors import MeasurementError
+from gaugefix.measure.classes import map_tensors
 from gaugefix.task import Batch, Task
 
 
@@ -45,6 +47,40 @@ def first_batches(task: Task, n_batches: int, seed: int) -> list[Batch]:
         raise MeasurementError(f"n_batches must be at least 1, got {n_batches!r}.")
     stream = endless(task, seed)
     return [next(stream) for _ in range(n_batches)]
+
+
+def joined(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Successive batches of the same kind as one, for what treats every sample on its own.
+
+    Args:
+        batches: with the samples along the first dimension of every tensor.
+
+    Yields:
+        Fewer batches with the same samples in the same order; batches that differ in more than their number of samples
+        (sequences of another length) stay apart.
+
+    Example:
+        >>> [tuple(b.shape) for b in joined([torch.ones(1, 3), torch.ones(2, 3), torch.ones(1, 4)])]
+        [(3, 3), (1, 4)]
+    """
+    for _, group in groupby(batches, key=_kind):
+        members = list(group)
+        if len(members) == 1:
+            yield members[0]
+            continue
+        columns = iter([torch.cat(column) for column in zip(*map(_tensors, members), strict=True)])
+        yield map_tensors(lambda _, columns=columns: next(columns), members[0])
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    found: list[Tensor] = []
+    map_tensors(found.append, batch)
+    return found
+
+
+def _kind(batch: Batch) -> Batch:
+    """Equal for batches that can be joined: nesting, and of every tensor all but the number of samples."""
+    return map_tensors(lambda t: (t.shape[1:], t.dtype, t.device) if t.ndim else object(), batch)
 
 
 def batch_gradient(

@@ -17,6 +17,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gaugefix.errors import MeasurementError
+from gaugefix.measure.batches import joined
 from gaugefix.measure.classes import exact_copy, map_tensors
 from gaugefix.measure.perexample import LossModule, trainable
 from gaugefix.measure.records import Record
@@ -117,7 +118,7 @@ def normal_blocks(
         seed: of the data order.
 
     Returns:
-        The blocks. Cost: k forward derivatives of per-sample gradients.
+        The blocks. Cost: k forward derivatives of per-sample gradients; the batch size does not matter.
 
     Raises:
         MeasurementError: if there are too many directions, the point is not stationary, or the loss cannot be
@@ -142,17 +143,16 @@ def normal_blocks(
     copy = exact_copy(task)
     unit = torch.eye(k, dtype=next(iter(params.values())).dtype)
     basis = [mirror.embed(e, params) for e in unit]
-    found, seen = [], 0
-    for batch in first_samples(copy, max_samples, seed):
-        part = map_tensors(lambda t: t[: max_samples - seen] if t.ndim else t, batch)  # noqa: B023
-        try:
-            found.append(_blocks(copy, part, params, basis))
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise MeasurementError(
-                f"normal_blocks: the loss of task {task.name!r} cannot be differentiated sample by sample ({error}). "
-                "Use lyapunov_exponent, which takes whole batches."
-            ) from error
-        seen += len(found[-1])
+    found: list[Tensor] = []
+    try:
+        for batch in joined(first_samples(copy, max_samples, seed)):
+            left = max_samples - sum(map(len, found))
+            found.append(_blocks(copy, map_tensors(lambda t, n=left: t[:n] if t.ndim else t, batch), params, basis))
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise MeasurementError(
+            f"normal_blocks: the loss of task {task.name!r} cannot be differentiated sample by sample ({error}). "
+            "Use lyapunov_exponent, which takes whole batches."
+        ) from error
     blocks = torch.cat(found).double().cpu().numpy()
     return NormalBlocks(mirror.name, (blocks + blocks.transpose(0, 2, 1)) / 2, stationarity, run.distance)
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from gaugefix.report.format import number
 from gaugefix.report.full_figures import full_figures
+from gaugefix.report.gl_spectra import gl_classes, gl_figure
 from gaugefix.report.plotting import SERIES, SMALLEST, Figure, log_axis, make_figure
+from gaugefix.report.run_figures import run_events_figure
 
 
 def figures(data: Mapping[str, Any]) -> dict[str, Figure]:
@@ -27,6 +29,8 @@ def figures(data: Mapping[str, Any]) -> dict[str, Figure]:
         "balance": _balance(data["charges"]["units"]) if data["charges"] else None,
         "noise": _noise(data["noise"]["groups"]) if data["noise"] else None,
         "training": _training(data["training"]),
+        "events": run_events_figure(data["run"]),
+        "gl-spectra": gl_figure(gl_classes(data)),
         **(full_figures(data["full"]) if data["full"] else {}),
     }
     return {name: figure for name, figure in made.items() if figure is not None}

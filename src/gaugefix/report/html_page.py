@@ -11,6 +11,7 @@ from typing import Any
 
 from gaugefix.report.figures import figures
 from gaugefix.report.format import facts, headline, number, template_environment
+from gaugefix.report.gl_spectra import gl_classes
 from gaugefix.report.units import MEANING, STATES, unit_states
 
 #: More units than this are summed up in words; the picture would say nothing.
@@ -41,6 +42,7 @@ def html_page(data: Mapping[str, Any]) -> str:
         facts=facts(data["task"]),
         headline=headline(data),
         layers=_layers(data),
+        gl_classes=gl_classes(data),
         states=STATES,
         meaning=MEANING,
         figures=figures(data),

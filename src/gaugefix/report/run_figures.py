@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from gaugefix.monitor import MonitorLog
+from gaugefix.monitor import Event, MonitorLog
 
 #: symbol, colour and what the legend says of every kind of event
 _MARKS: dict[str, tuple[str, str]] = {
@@ -75,3 +76,22 @@ def events_figure(log: MonitorLog) -> dict[str, Any] | None:
             "showlegend": True,
         },
     }
+
+
+def run_events_figure(run: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The timeline of the entry ``run`` of an audit.
+
+    Args:
+        run: from `gaugefix.audit.Audit.to_dict`; None without a log.
+
+    Returns:
+        As `events_figure`.
+    """
+    if run is None:
+        return None
+    events = [
+        Event(**{**e, "value": float("nan") if e["value"] is None else e["value"], "units": tuple(e["units"])})
+        for e in run["events"]
+    ]
+    classes = [{"name": name, "title": title} for name, title in run["titles"].items()]
+    return events_figure(MonitorLog({"classes": classes}, [(run["steps"], {})], events))
