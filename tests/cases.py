@@ -247,6 +247,11 @@ class Attention(nn.Module):
         e = d // self.heads
         if self.split == "chunk":
             q, k, v = (p.view(b, t, self.heads, e).transpose(1, 2) for p in self.qkv(x).chunk(3, dim=-1))
+        elif self.split == "split":
+            q, k, v = (p.view(b, t, self.heads, e).transpose(1, 2) for p in self.qkv(x).split(d, dim=-1))
+        elif self.split == "head":  # as in GPT-NeoX: the three parts lie inside each head
+            fused = self.qkv(x).view(b, t, self.heads, 3, e).transpose(1, 2)
+            q, k, v = fused[..., 0, :], fused[..., 1, :], fused[..., 2, :]
         elif self.split == "select":
             fused = self.qkv(x).view(b, t, 3, self.heads, e).permute(2, 0, 3, 1, 4)
             q, k, v = fused[0], fused[1], fused[2]
@@ -257,12 +262,33 @@ class Attention(nn.Module):
         elif self.product == "einsum":
             scores = torch.einsum("bhte,bhse->bhts", q, k) / math.sqrt(e)
             y = torch.einsum("bhts,bhse->bhte", scores.softmax(-1), v)
+        elif self.product == "baddbmm":
+            q, k, v = (p.reshape(b * self.heads, t, e) for p in (q, k, v))
+            mask = x.new_full((t, t), float("-inf")).triu(1)
+            scores = torch.baddbmm(mask.expand(b * self.heads, t, t), q, k.transpose(1, 2), alpha=e**-0.5)
+            y = torch.bmm(scores.softmax(-1), v).view(b, self.heads, t, e)
         else:
             scores = q @ k.transpose(-2, -1) * e**-0.5
             if self.causal:
                 mask = torch.ones(t, t, dtype=torch.bool, device=x.device).triu(1)
                 scores = scores.masked_fill(mask, float("-inf"))
             y = scores.softmax(-1) @ v
+        return self.out(y.transpose(1, 2).reshape(b, t, d))
+
+
+class NormedAttention(nn.Module):
+    """QK-norm: queries and keys are normalised along the head's dimensions, with gains that the heads share."""
+
+    def __init__(self, norm: Callable[[int], nn.Module], d: int = 6, heads: int = 2) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(d, d, bias=False) for _ in range(4))
+        self.q_norm, self.k_norm = norm(d // heads), norm(d // heads)
+        self.heads = heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, d = x.shape
+        q, k, v = (m(x).view(b, t, self.heads, -1).transpose(1, 2) for m in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v, is_causal=True)
         return self.out(y.transpose(1, 2).reshape(b, t, d))
 
 
@@ -304,10 +330,10 @@ class SelfAttention(nn.Module):
 class Block(nn.Module):
     """A GPT-2 block: pre-norm attention and MLP."""
 
-    def __init__(self, d: int, heads: int, hidden: int) -> None:
+    def __init__(self, d: int, heads: int, hidden: int, split: str = "chunk") -> None:
         super().__init__()
         self.ln_1, self.ln_2 = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.attention = Attention(d, heads, bias=True, causal=True)
+        self.attention = Attention(d, heads, bias=True, causal=True, split=split)
         self.up, self.down = nn.Linear(d, hidden), nn.Linear(hidden, d)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -319,10 +345,10 @@ class GPT2(nn.Module):
     """A small GPT-2: token and position embeddings, blocks, final norm, head without bias, tied or not."""
 
     def __init__(self, d: int = 4, heads: int = 2, hidden: int = 5, layers: int = 1, vocabulary: int = 9,
-                 length: int = 4, *, tied: bool = False) -> None:  # fmt: skip
+                 length: int = 4, *, tied: bool = False, split: str = "chunk") -> None:  # fmt: skip
         super().__init__()
         self.wte, self.wpe = nn.Embedding(vocabulary, d), nn.Embedding(length, d)
-        self.blocks = nn.ModuleList(Block(d, heads, hidden) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(d, heads, hidden, split) for _ in range(layers))
         self.ln_f = nn.LayerNorm(d)
         self.head = nn.Linear(d, vocabulary, bias=False)
         if tied:
@@ -458,7 +484,7 @@ def _by_hand() -> list[Case]:
     return [
         Case("bilinear", Bilinear, five, 2 * 2, {"GL(2)": 1}),
         # a trainable W absorbs every change of B A, not only those that leave B A alone
-        Case("lora", LoRA, five, 2 * 2, {"GL(2)": 1}, missed=2 * (5 + 4) - 2 * 2),
+        Case("lora", LoRA, five, 2 * (5 + 4), {"GL(2)": 1, "T(18)": 1}),
         Case("einsum", Einsum, (X,), 0, {"(S_2)^3": 1, "(S_3)^2": 1, "Z_2^6": 1}),
         Case("dense-leaky", partial(Dense, F.leaky_relu), (X,), 5 + 6, {"S_5": 1, "S_6": 1, "R+^5": 1, "R+^6": 1}),
         Case("dense-tanh", partial(Dense, torch.tanh), (X,), 0, {"S_5": 1, "S_6": 1, "Z_2^5": 1, "Z_2^6": 1}),
@@ -493,6 +519,12 @@ def _attention() -> list[Case]:
         # per head: a complex number for every rotary pair of queries and keys, GL(4) for values and outputs
         Case("attention-rotary", RotaryAttention, (numbers(3, 4, 4),), 2 * 4 + 2 * 4 * 4,
              {"S_2": 1, "(GL(4))^2": 1, "SO(2)^4": 1}),
+        Case("attention-split", partial(Attention, split="split"), x, linear, heads),
+        Case("attention-head", partial(Attention, split="head", bias=True), x, linear + biases, heads),
+        Case("attention-baddbmm", partial(Attention, product="baddbmm", bias=True), x, linear + biases, heads),
+        # values and outputs; gains of queries against those of keys; the size of every head's queries and keys
+        Case("attention-normed", partial(NormedAttention, nn.RMSNorm), x, h * e * e + e + 2 * h,
+             {f"S_{h}": 1, f"(GL({e}))^{h}": 1, f"R+^{e}": 1, f"R+^{h}": 2}),
         Case("multihead", SelfAttention, x, linear + biases, heads),
         Case("multihead-nobias", partial(SelfAttention, bias=False), x, linear, heads),
     ]  # fmt: skip
@@ -522,6 +554,10 @@ def _transformers() -> list[Case]:
     lost = d + (d - 1) * (d - 2) // 2 + words + d + (d - 1)  # gains, rotations, means, nulls and shifts of the table
     out += [
         Case("gpt2", GPT2, idx, full, {f"S_{d}": 1, f"O({d - 1})": 1, f"(GL({e}))^{h}": 2, f"S_{h}": 1}, seeds=(0, 1)),
+        Case("gpt2-select", partial(GPT2, split="select"), idx, full,
+             {f"S_{d}": 1, f"O({d - 1})": 1, f"(GL({e}))^{h}": 2, f"S_{h}": 1}, seeds=(0, 1)),
+        Case("gpt2-select-tied", partial(GPT2, tied=True, split="select"), idx, full - lost,
+             {f"S_{d}": 1, f"(GL({e}))^{h}": 2}, seeds=(0, 1)),
         Case("gpt2-deep", partial(GPT2, layers=2), idx, gpt2_flat(d, h, ff, words, length, 2),
              {f"O({d - 1})": 1, f"(GL({e}))^{h}": 4, f"S_{ff}": 2}, seeds=(0,)),
         Case("gpt2-tied", partial(GPT2, tied=True), idx, full - lost, {f"S_{d}": 1, f"(GL({e}))^{h}": 2}, seeds=(0, 1)),

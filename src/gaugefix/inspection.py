@@ -15,6 +15,7 @@ from gaugefix.report.symmetry_report import symmetry_data
 from gaugefix.symmetry import find_symmetries
 from gaugefix.task import Task, load_task
 from gaugefix.testing import completeness
+from gaugefix.testing.flat import countable
 
 
 def inspect_symmetries(
@@ -51,6 +52,8 @@ def inspect_symmetries(
     if meta is None:
         meta = target.startswith("hf:") and not numbers
     model, args, task = _load(target, meta, data_dir, seed)
+    if complete:
+        countable(model, trainable_only=trainable_only)  # before the search, which may take long on a wide model
     check: bool | Literal["auto"] = "auto" if verify is None else verify
     found = find_symmetries(
         task or model, None if task else args, verify=check, trainable_only=trainable_only, seed=seed

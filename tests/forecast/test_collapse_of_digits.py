@@ -52,6 +52,7 @@ def test_alive_below_and_dead_above(mlp, mlp_units, make_task, digits, activatio
     assert collapse_report(dict(dead.named_parameters()), mlp_units(dead, activation)).units[0].verdict == "collapsed"
 
 
+@pytest.mark.slow
 def test_a_decayed_hidden_bias_of_a_relu_layer_counts(mlp, mlp_units, make_task, digits):
     model = mlp((64, 16, 10), "relu")
     found = forecast(make_task(model, digits), mlp_units(model, "relu")).collapse
@@ -60,7 +61,10 @@ def test_a_decayed_hidden_bias_of_a_relu_layer_counts(mlp, mlp_units, make_task,
     assert _minimise(mlp((64, 16, 10), "relu"), digits, 1.05 * found.lambda_c) < 1e-2
 
 
-@pytest.mark.parametrize("activation", ["identity", "tanh", "relu"])
+@pytest.mark.parametrize(
+    "activation",
+    ["relu", pytest.param("identity", marks=pytest.mark.slow), pytest.param("tanh", marks=pytest.mark.slow)],
+)
 def test_the_built_in_network_lives_and_dies_as_its_audit_foretells(activation):
     """The built-in digits tasks and their linear twin: λ_c from `forecast`, then full-batch descent."""
 
@@ -92,6 +96,7 @@ def _descend(model, data, weight_decay, steps, lr=0.5):
     model.zero_grad(set_to_none=True)
 
 
+@pytest.mark.slow
 def test_a_converged_relu_layer_is_certified(mlp, mlp_units, make_task, digits):
     model, decay = mlp((64, 32, 10), "relu", bias=False), 0.1
     _descend(model, digits, decay, 5000)

@@ -261,6 +261,7 @@ def _noisy_digits():
     return dataclasses.replace(task, batches=batches, lr=0.1, weight_decay=5e-3, batch_size=32)
 
 
+@pytest.mark.slow
 def test_growth_of_every_unit_of_a_noisy_run_is_foretold(mlp_units):
     """Growth forecast after 150 epochs of real SGD with small batches, against the growth over the next 100."""
     task = _noisy_digits()

@@ -63,6 +63,41 @@ class TestAdapters:
         assert not found.rejected
 
 
+class Merged(nn.Module):
+    """x (W + B A)ᵀ, the sum written in different ways."""
+
+    def __init__(self, variant: str) -> None:
+        super().__init__()
+        self.variant = variant
+        self.W, self.A, self.B = (nn.Parameter(torch.randn(s)) for s in ((5, 6), (2, 6), (5, 2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        match self.variant:
+            case "linear":
+                return nn.functional.linear(x, self.W + 0.5 * self.B @ self.A)
+            case "scaled after":
+                return x @ (3 * (self.B @ self.A) - self.W).T
+            case "einsum":
+                return nn.functional.linear(x, torch.einsum("ri,or->oi", self.A, self.B) + self.W)
+            case "activation":
+                return nn.functional.linear(x, self.W + torch.tanh(self.B @ self.A))
+            case "twice":
+                return nn.functional.linear(x, self.W + self.B @ self.A) + nn.functional.linear(x * x, self.W)
+        raise ValueError(self.variant)
+
+
+@pytest.mark.parametrize("variant", ["linear", "scaled after", "einsum", "activation", "twice"])
+def test_a_product_added_to_a_weight(variant: str) -> None:
+    model, x = Merged(variant), torch.randn(12, 6)
+    found = find_symmetries(model, (x,), verify=True)
+    assert not found.rejected
+    taken = {"linear": 0.5, "scaled after": -3.0, "einsum": 1.0}
+    assert [s.scale for s in bypasses(found)] == ([taken[variant]] if variant in taken else [])
+    if variant != "activation":  # there W takes back a function of B A, which is not looked for
+        assert found.flat_dim == flat_directions(model, (x,)).flat
+    check_symmetries(found, model, (x,))
+
+
 class Choose(nn.Module):
     """Top-k of hidden units, and what is done with the values or the positions."""
 

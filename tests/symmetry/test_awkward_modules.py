@@ -104,6 +104,33 @@ def test_recurrent_cells_are_seen_through(kind: str) -> None:
     assert found.flat_dim >= biases
 
 
+class Unrolled(nn.Module):
+    """A cell of the library for two steps, then a linear head."""
+
+    def __init__(self, make: type[nn.Module]) -> None:
+        super().__init__()
+        self.cell, self.head = make(3, 4), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.cell(x[:, 1], self.cell(x[:, 0]))
+        return self.head(state[0] if isinstance(state, tuple) else state)
+
+
+@pytest.mark.parametrize(
+    ("make", "added"),
+    # gates in which the input's bias is added to the recurrent one
+    [(nn.GRUCell, 2), (nn.LSTMCell, 4), (nn.RNNCell, 1)],
+)
+def test_unrolled_cells(make: type[nn.Module], added: int) -> None:
+    """Units are permuted, and tanh lets their signs through: what the gates read of a state turns with it."""
+    model, args = Unrolled(make), (numbers(8, 2, 3),)
+    found = find_symmetries(model, args, verify=True)
+    assert found.opaque == ()
+    assert found.rejected == ()
+    assert sorted(groups(found)) == ["S_4", *["T(4)"] * added, "Z_2^4"]
+    assert found.flat_dim == flat_directions(model, args).flat == 4 * added
+
+
 @pytest.mark.parametrize("kind", ["gru", "lstm", "rnn"])
 def test_whole_sequences_are_opaque_and_pin_what_touches_them(kind: str) -> None:
     model, x = Recurrent(kind), numbers(3, 4, 3)

@@ -16,17 +16,34 @@ from gaugefix.testing import flat_directions
 class Basic(nn.Module):
     """The basic block of a ResNet, on leaky ReLU so that no unit is dead."""
 
-    def __init__(self, c: int, out: int, stride: int = 1) -> None:
+    def __init__(self, c: int, out: int, stride: int = 1, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> None:
         super().__init__()
-        self.c1, self.b1 = nn.Conv2d(c, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out)
-        self.c2, self.b2 = nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out)
+        self.c1, self.b1 = nn.Conv2d(c, out, 3, stride, 1, bias=False), norm(out)
+        self.c2, self.b2 = nn.Conv2d(out, out, 3, 1, 1, bias=False), norm(out)
+        self.skip: nn.Module = nn.Identity()
+        if stride > 1 or out != c:
+            self.skip = nn.Sequential(nn.Conv2d(c, out, 1, stride, bias=False), norm(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b2(self.c2(F.leaky_relu(self.b1(self.c1(x)))))
+        return F.leaky_relu(y + self.skip(x))
+
+
+class Bottleneck(nn.Module):
+    """The bottleneck block of a ResNet: 1 x 1 to a narrow width, 3 x 3, 1 x 1 back, the stride in the middle."""
+
+    def __init__(self, c: int, narrow: int, out: int, stride: int = 1) -> None:
+        super().__init__()
+        self.c1, self.b1 = nn.Conv2d(c, narrow, 1, bias=False), nn.BatchNorm2d(narrow)
+        self.c2, self.b2 = nn.Conv2d(narrow, narrow, 3, stride, 1, bias=False), nn.BatchNorm2d(narrow)
+        self.c3, self.b3 = nn.Conv2d(narrow, out, 1, bias=False), nn.BatchNorm2d(out)
         self.skip: nn.Module = nn.Identity()
         if stride > 1 or out != c:
             self.skip = nn.Sequential(nn.Conv2d(c, out, 1, stride, bias=False), nn.BatchNorm2d(out))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.b2(self.c2(F.leaky_relu(self.b1(self.c1(x)))))
-        return F.leaky_relu(y + self.skip(x))
+        y = F.leaky_relu(self.b2(self.c2(F.leaky_relu(self.b1(self.c1(x))))))
+        return F.leaky_relu(self.b3(self.c3(y)) + self.skip(x))
 
 
 class Dense(nn.Module):
@@ -56,11 +73,22 @@ class UNet(nn.Module):
         return self.head(torch.cat([skip, deep], dim=1))
 
 
-def resnet(w: int) -> nn.Module:
+def resnet(w: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(1, w, 3, 1, 1, bias=False), nn.BatchNorm2d(w), nn.LeakyReLU(), Basic(w, w), Basic(w, 2 * w, 2),
+        nn.Conv2d(1, w, 3, 1, 1, bias=False), norm(w), nn.LeakyReLU(), Basic(w, w, 1, norm), Basic(w, 2 * w, 2, norm),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * w, 3),
     )  # fmt: skip
+
+
+def bottleneck(w: int, narrow: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, w, 3, 1, 1, bias=False), nn.BatchNorm2d(w), nn.LeakyReLU(), Bottleneck(w, narrow, w),
+        Bottleneck(w, narrow, w + 1, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(w + 1, 3),
+    )  # fmt: skip
+
+
+def two_groups(c: int) -> nn.Module:
+    return nn.GroupNorm(2, c)
 
 
 def stack(*layers: nn.Module) -> nn.Module:
@@ -104,7 +132,23 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, set[str]]]
         lambda: stack(nn.Conv2d(2, 4, 2), nn.GroupNorm(2, 4), nn.LeakyReLU(), nn.Conv2d(4, 2, 1)),
         (3, 2, 5, 5), 8, {"(S_2)^2", "S_2", "R+^4"},
     ),
+    "batch norm": (
+        lambda: stack(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.LeakyReLU(), nn.Conv2d(4, 2, 3)),
+        (3, 2, 6, 6), 3 * 4, {"S_4", "R+^4", "Z_2^4", "T(4)"},
+    ),
     "ResNet with BatchNorm, width 2": (lambda: resnet(2), (4, 1, 6, 6), 34, {"S_2", "S_4", "Z_2^2", "Z_2^4", "T(4)"}),
+    # as written, every norm takes the scale of its input (19), and its gain the scale of a homogeneous unit (18); the
+    # last sum adds two biases (4)
+    "ResNet with bottlenecks": (
+        lambda: bottleneck(3, 2), (4, 1, 6, 6), 19 + 18 + 4, {"S_2", "S_3", "S_4", "Z_2^2", "Z_2^4", "R+^4", "T(4)"},
+    ),
+    # per channel: the units behind the first norm and the stream (4 + 4), two added biases (4); per group: the scale
+    # of the input of three norms (6); the homogeneous first layer (2)
+    "ResNet with GroupNorm": (
+        lambda: stack(nn.Conv2d(1, 2, 3, padding=1), LEAKY, Basic(2, 4, 2, two_groups), nn.AdaptiveAvgPool2d(1),
+                      nn.Flatten(), nn.Linear(4, 3)),
+        (4, 1, 6, 6), 4 + 4 + 4 + 6 + 2, {"S_2", "(S_2)^2", "R+^4", "R+^2", "Z_2^2", "T(4)"},
+    ),
     "DenseNet": (Dense, (3, 2, 4, 4), 5, {"S_3", "S_2", "R+^3", "R+^2"}),
     "U-Net": (UNet, (3, 1, 4, 4), 7, {"S_2", "S_3", "R+^2", "R+^3"}),
 }  # fmt: skip

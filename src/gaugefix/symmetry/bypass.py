@@ -102,10 +102,50 @@ def find_bypasses(flow: Flow) -> list[Symmetry]:
         if not isinstance(record, Sum) or len(record.terms) != 2:
             continue
         for i, j in ((0, 1), (1, 0)):
-            symmetry = _bypass(flow, record, i, j)
+            symmetry = _bypass(flow, record, i, j) or _merged(flow, record, i, j)
             if symmetry is not None:
                 out.append(symmetry)
     return out
+
+
+def _merged(flow: Flow, record: Sum, i: int, j: int) -> Symmetry | None:
+    """Term i is W, term j is s·B A: parameters that are added before anything is mapped."""
+    w = record.terms[i]
+    value, scale = _copied(flow, record.terms[j].value, alone=True)
+    product = flow.producers.get(value)
+    if not _is_matrix(flow, w.value) or value.shape != w.value.shape or len(flow.consumers[value]) != 1:
+        return None
+    if not isinstance(product, Product) or len(product.factors) != 2 or product.border:
+        return None
+    rows, columns = (
+        [k for k, dims in record.terms[j].groups.items() if dims == w.groups.get(k) == (d,)] for d in (0, 1)
+    )
+    if len(rows) != 1 or len(columns) != 1:
+        return None
+    base, parts = Matrix(w.value.name, False, (w.value.shape[0], w.value.shape[1])), []
+    for side in (0, 1):  # the factor that makes the rows of the product, then the one that makes its columns
+        (outer,) = [k for k, dims in product.out.groups.items() if dims == (side,)] or [None]
+        holders = [f for f in product.factors if outer in f.groups]
+        if len(holders) != 1 or len(holders[0].groups) != 2:
+            return None
+        param, factor = _copied(flow, holders[0].value)
+        if not _is_matrix(flow, param) or len(flow.consumers[holders[0].value]) != 1:
+            return None
+        (at,) = holders[0].groups[outer]
+        turned = at != side
+        parts.append(
+            Matrix(param.name, turned, (param.shape[1], param.shape[0]) if turned else (param.shape[0], param.shape[1]))
+        )
+        scale *= factor
+    up, down = parts
+    if up.param == down.param or up.shape[1] != down.shape[0]:
+        return None
+    return _adapter(base, down, up, record.coefficients[j] * scale * product.scale / record.coefficients[i])
+
+
+def _is_matrix(flow: Flow, value: Value) -> bool:
+    """A two-dimensional parameter with one use."""
+    return value.kind == "param" and len(value.shape) == 2 and len(flow.consumers[value]) == 1
 
 
 def _bypass(flow: Flow, record: Sum, i: int, j: int) -> Symmetry | None:
@@ -116,9 +156,14 @@ def _bypass(flow: Flow, record: Sum, i: int, j: int) -> Symmetry | None:
     if straight is None or second is None or first is None or straight.source is not first.source:
         return None
     base, up, down = straight.matrix, second.matrix, first.matrix
+    scale = record.coefficients[j] * second.scale * first.scale / (record.coefficients[i] * straight.scale)
+    return _adapter(base, down, up, scale)
+
+
+def _adapter(base: Matrix, down: Matrix, up: Matrix, scale: float) -> Symmetry | None:
+    """The symmetry of W + s·B A, unless B A can be any matrix."""
     if base.shape != (up.shape[0], down.shape[1]) or down.shape[0] >= min(base.shape):
         return None
-    scale = record.coefficients[j] * second.scale * first.scale / (record.coefficients[i] * straight.scale)
     r, n = down.shape[0], sum(base.shape)
     return Bypass(
         f"{base.param}: takes back {down.param}, {up.param}", f"T({r * n})", r * (n - r),

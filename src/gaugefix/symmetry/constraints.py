@@ -12,25 +12,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from gaugefix.symmetry.constraint_axes import Dims, dims_of, embed, labels_of, null_space, order_of, positions_of
 from gaugefix.symmetry.flow import Flow
 from gaugefix.symmetry.graph import Value
 from gaugefix.symmetry.records import Cut, Label, Norm, Operand, Pointwise, Product, Sum
 from gaugefix.symmetry.shift_action import parameter_value, relabel
 from gaugefix.symmetry.units import Params
-
-Dims = tuple[int, ...]
-#: relative size below which a singular value counts as zero
-RANK_TOLERANCE = 1e-9
-
-
-def null_space(matrix: Tensor) -> Tensor:
-    """Orthonormal columns spanning {x: Mx = 0}."""
-    if not matrix.shape[0]:
-        return torch.eye(matrix.shape[1], dtype=matrix.dtype)
-    values, right = torch.linalg.svd(matrix, full_matrices=True)[1:]
-    largest = float(values[0]) if len(values) else 0.0
-    free: Tensor = right[int((values > RANK_TOLERANCE * largest).sum()) :].T
-    return free
 
 
 @dataclass(eq=False)
@@ -124,7 +111,7 @@ class Constraints:
         if dim in dims:
             columns, constants = [], []
             for c, (n, alpha) in zip(cuts, found, strict=True):
-                columns.append(_embed(n, whole, dims, c))
+                columns.append(embed(n, whole, dims, c))
                 constants.append(alpha)
             return torch.cat(columns, dim=1), torch.cat(constants)
         if not self.dense:
@@ -242,7 +229,7 @@ class Constraints:
             return None
         weight, out_labels, in_labels = matrix
         n, alpha = self.known(x.value, dims_of(x, in_labels))
-        order = _order(record.out, w, out_labels, labels)
+        order = order_of(record.out, w, out_labels, labels)
         both = null_space(torch.cat([weight[order].T, -n], dim=1))
         a = both[: weight.shape[0]]
         return a, record.scale * (both[weight.shape[0] :].T @ alpha)
@@ -290,44 +277,3 @@ class Constraints:
         ])
         flat = number.expand(sizes).reshape(-1)
         return torch.eye(math.prod(kept), dtype=self._like().dtype)[flat]
-
-
-def labels_of(operand: Operand, dims: Dims) -> list[Label] | None:
-    """The labels that cover exactly some dimensions, in their order."""
-    labels: list[Label] = []
-    at = 0
-    while at < len(dims):
-        label = next((k for k, g in operand.groups.items() if g and g == dims[at : at + len(g)]), None)
-        if label is None:
-            if operand.value.shape[dims[at]] != 1:
-                return None
-            at += 1
-            continue
-        labels.append(label)
-        at += len(operand.groups[label])
-    return labels or None
-
-
-def dims_of(operand: Operand, labels: list[Label]) -> Dims:
-    """The dimensions of some labels, in order."""
-    return tuple(d for k in labels for d in operand.groups[k])
-
-
-def _order(out: Operand, w: Operand, have: list[Label], want: list[Label]) -> Tensor:
-    """Rows in the order of one list of labels, rearranged to another."""
-    sizes = [math.prod(w.value.shape[d] for d in w.groups[k]) for k in have]
-    index = torch.arange(math.prod(sizes)).reshape(sizes)
-    return index.permute([have.index(k) for k in want]).reshape(-1)
-
-
-def positions_of(whole: Value, dims: Dims, cut: Cut) -> Tensor:
-    """Flat positions of a part along some dimensions of the whole."""
-    index = torch.arange(math.prod(whole.shape[d] for d in dims)).reshape([whole.shape[d] for d in dims])
-    return index.narrow(dims.index(cut.dim), cut.start, cut.out.value.shape[cut.dim]).reshape(-1)
-
-
-def _embed(columns: Tensor, whole: Value, dims: Dims, cut: Cut) -> Tensor:
-    """Columns on a part as columns on the whole."""
-    out = columns.new_zeros(math.prod(whole.shape[d] for d in dims), columns.shape[1])
-    out[positions_of(whole, dims, cut)] = columns
-    return out

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gaugefix.symmetry.constraints import Dims, dims_of, null_space
+from gaugefix.symmetry.constraint_axes import Dims, dims_of, null_space
 from gaugefix.symmetry.flow import Flow
 from gaugefix.symmetry.generic import generic_parameters
 from gaugefix.symmetry.graph import Value

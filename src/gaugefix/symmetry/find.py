@@ -17,9 +17,11 @@ from gaugefix.symmetry.assemble import assemble
 from gaugefix.symmetry.cells import Cells
 from gaugefix.symmetry.classes import Classes
 from gaugefix.symmetry.frozen import frozen_notes
+from gaugefix.symmetry.generic import additions
 from gaugefix.symmetry.graph import Graph, trace
 from gaugefix.symmetry.lowering import Lowering
 from gaugefix.symmetry.patterns import recognise
+from gaugefix.symmetry.scalefree import ScaleFlow
 from gaugefix.symmetry.symmetries import Symmetries
 from gaugefix.symmetry.target_rotation import find_target_rotations
 from gaugefix.symmetry.verify import verify_symmetries
@@ -113,6 +115,9 @@ def _find(
 def search(graph: Graph) -> Symmetries:
     """The symmetries of a graph, not verified: lowering, axes, charges, groups, gauges.
 
+    If there are RMS norms whose size nobody sees, the same function without their division is searched too, and what it
+    adds comes last. In models too large for counting directions it is left out.
+
     Args:
         graph: just read; its operations are rewritten.
 
@@ -120,7 +125,15 @@ def search(graph: Graph) -> Symmetries:
         The symmetries.
     """
     with _at_work(len(graph.ops)):
-        return assemble(Classes(Cells(Lowering(recognise(graph)).run())))
+        lower = Lowering(recognise(graph)).run()
+        found = assemble(Classes(Cells(lower)))
+        flow = ScaleFlow(lower.records, lower.zero)
+        if not flow.idle_norms():
+            return found
+        other = Lowering(graph).run()
+        other.records = ScaleFlow(other.records, other.zero).without_idle_norms()
+        more = additions(found, assemble(Classes(Cells(other))), found.shapes)
+        return replace(found, symmetries=(*found.symmetries, *more))
 
 
 @contextmanager

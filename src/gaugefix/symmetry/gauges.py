@@ -10,7 +10,7 @@ from gaugefix.symmetry.classes import Classes
 from gaugefix.symmetry.dead import find_dead
 from gaugefix.symmetry.flow import Flow
 from gaugefix.symmetry.groups import Symmetry
-from gaugefix.symmetry.shift_group import find_shifts
+from gaugefix.symmetry.shift_search import find_shifts
 from gaugefix.symmetry.shifts import ShiftFlow
 from gaugefix.symmetry.stream import find_stream_symmetries
 from gaugefix.symmetry.stream_groups import FreeParameter

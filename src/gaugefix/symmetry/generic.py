@@ -118,6 +118,30 @@ def settle_dims(symmetries: list[Symmetry], shapes: Mapping[str, tuple[int, ...]
     return [*settled, *alone], note
 
 
+def additions(
+    known: Iterable[Symmetry], others: Iterable[Symmetry], shapes: Mapping[str, tuple[int, ...]]
+) -> list[Symmetry]:
+    """Those of another search of the same function that add directions, with the number that they add.
+
+    Args:
+        known: of the first search, settled.
+        others: of the second.
+        shapes: of the parameters.
+
+    Returns:
+        Continuous symmetries; none if the model is too large to count.
+    """
+    known = list(known)
+    counted = [s for s in known if s.level == "function" and not s.independent]
+    more = [s for s in others if s.level == "function" and s.n_generators and not s.independent]
+    if not more or not _countable([*counted, *more], shapes):
+        return []
+    dims = generator_dims([*counted, *more], generic_parameters(shapes, torch.Generator().manual_seed(0)))
+    taken = {s.name for s in known}
+    added = [(s, d) for s, d in zip(more, dims[len(counted) :], strict=True) if d]
+    return [replace(s, dim=d, name=f"{s.name} (idle norm)" if s.name in taken else s.name) for s, d in added]
+
+
 def _settle(symmetries: list[Symmetry], shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[Symmetry], str | None]:
     if all(isinstance(s, Permutation | Diagonal) for s in symmetries):
         return symmetries, None  # charges are counted exactly already

@@ -17,6 +17,8 @@ _READS = {
     "add", "sub", "mul", "linear", "addmm", "matmul", "cat", "stack", "tanh", "relu", "gru_cell", "lstm_cell",
     "rnn_tanh_cell", "rnn_relu_cell",
 }  # fmt: skip
+_UNIFORM = {"full", "new_full", "ones", "new_ones"}  #: every entry is the same
+_REPEATING = {"expand", "broadcast_to", "expand_as", "to", "clone", "contiguous"}  #: copies, some along new dimensions
 Rule = Callable[[Op, "Lowering"], None]
 RULES: dict[str, Rule] = {}
 
@@ -69,6 +71,7 @@ class Lowering:
     stacked: dict[Value, tuple[int, list[Value]]] = field(default_factory=dict)
     consumers: dict[Value, list[Op]] = field(default_factory=dict)
     routed: dict[Value, Value] = field(default_factory=dict)
+    narrow: dict[Value, tuple[int, ...]] = field(default_factory=dict)  # data that repeats itself: 1 where it does
     _axes: dict[Value, list[Axis]] = field(default_factory=dict)
     _place: str = ""
 
@@ -90,6 +93,7 @@ class Lowering:
                     continue
                 for v in op.outputs:
                     v.kind = "input" if any(a.kind == "input" for a in op.values()) else "const"
+                self._note_repeats(op)
                 continue
             live |= set(op.outputs)
             try:
@@ -109,6 +113,17 @@ class Lowering:
             and op.out not in self.graph.outputs
             and all(reader.name in _READS and not reader.in_place for reader in self.consumers.get(op.out, []))
         )
+
+    def _note_repeats(self, op: Op) -> None:
+        """Data that is the same along some dimensions (a mask expanded over heads) pins nothing there."""
+        out = op.out
+        if len(op.outputs) != 1 or any(reader.in_place for reader in self.consumers.get(out, [])):
+            return
+        if op.name in _UNIFORM:
+            self.narrow[out] = (1,) * out.ndim
+        elif op.name in _REPEATING and isinstance(x := op.args[0], Value) and x.ndim <= out.ndim:
+            shape = self.narrow.get(x, x.shape)
+            self.narrow[out] = (*(1,) * (out.ndim - len(shape)), *shape)
 
     def _lower(self, op: Op) -> None:
         rule = RULES.get(op.name)
@@ -175,8 +190,13 @@ class Lowering:
 
     def operand(self, value: Value, groups: Mapping[Label, int | tuple[int, ...]]) -> Operand:
         """A value with labelled dimensions; size-1 dimensions get no label."""
-        value = self.use(value)
-        return Operand(value, {k: (d,) if isinstance(d, int) else tuple(d) for k, d in groups.items()})
+        named = {k: (d,) if isinstance(d, int) else tuple(d) for k, d in groups.items()}
+        shape = self.narrow.get(value, value.shape)
+        same = {d for d, n in enumerate(shape) if n != value.shape[d]}
+        if same and all(same.issuperset(dims) or same.isdisjoint(dims) for dims in named.values()):
+            value = self.temp(shape, f"{value.name}'", kind=value.kind)
+            return Operand(value, {k: dims for k, dims in named.items() if same.isdisjoint(dims)})
+        return Operand(self.use(value), named)
 
     def _unify(self, operands: Sequence[Operand]) -> None:
         first: dict[Label, Axis] = {}

@@ -27,7 +27,7 @@ def recognise(graph: Graph) -> Graph:
     readers = Counter(v for op in graph.ops for v in op.values())
     replaced: list[Op] = []
     for op in graph.ops:
-        new = _rms_norm(op, producers) or _rms_gain(op, producers, readers) or _rotary(op, producers) or op
+        new = _rms_norm(op, producers) or _gain(op, producers, readers) or _rotary(op, producers) or op
         for v in new.outputs:
             producers[v] = new
         replaced.append(new)
@@ -77,18 +77,18 @@ def _rms_norm(op: Op, producers: dict[Value, Op]) -> Op | None:
     return None
 
 
-def _rms_gain(op: Op, producers: dict[Value, Op], readers: Mapping[Value, int]) -> Op | None:
-    """A parameter times a written-out RMS norm that nothing else reads."""
+def _gain(op: Op, producers: dict[Value, Op], readers: Mapping[Value, int]) -> Op | None:
+    """A parameter times a norm without one, LayerNorm or RMS, that nothing else reads: its gain."""
     if op.name != "mul" or len(op.args) < 2:
         return None
     for gain, x in (op.args[:2], op.args[1::-1]):
-        norm = _made_by(x, "rms_norm", producers)
-        if norm is None or norm.args[2] is not None:
+        norm = _made_by(x, "rms_norm", producers) or _made_by(x, "layer_norm", producers)
+        if norm is None or norm.arg(2, "weight") is not None or norm.arg(3, "bias") is not None:
             continue
         weight = _source(gain, producers)
         fits = isinstance(weight, Value) and weight.kind == "param" and weight.shape == norm.out.shape[-1:]
         if fits and readers[norm.out] == 1:
-            return Op("rms_norm", (*norm.args[:2], weight), {}, op.outputs, op.place)
+            return Op(norm.name, (*norm.args[:2], weight), {}, op.outputs, op.place)
     return None
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from gaugefix.symmetry.graph import Value
 from gaugefix.symmetry.records import Cut, Label, Norm, Operand, Pointwise, Product, Record, Sum
-from gaugefix.symmetry.shifts import Condition, ShiftFlow, Source
+from gaugefix.symmetry.shift_forms import Condition, Source
+from gaugefix.symmetry.shifts import ShiftFlow
 from gaugefix.symmetry.units import Params
 
 

@@ -9,10 +9,9 @@ linear system for the constants, solved sector by sector like the charges.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -21,79 +20,20 @@ from gaugefix.symmetry.cells import Cell, JointCell, Slot
 from gaugefix.symmetry.classes import Classes
 from gaugefix.symmetry.graph import Value
 from gaugefix.symmetry.records import Cut, Label, Norm, Operand, Pointwise, Product, Record, Softmax, Sum
+from gaugefix.symmetry.shift_forms import (
+    Arrival,
+    Condition,
+    Form,
+    How,
+    Source,
+    TiedReading,
+    add_forms,
+    alike,
+    slots_of,
+    sources_of,
+    without,
+)
 from gaugefix.symmetry.units import Params
-
-Source = tuple[Value, Cell]  # a cell of a parameter that is added somewhere
-How = Literal["copy", "map", "wild"]
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """How the constant of one source arrives at a value.
-
-    Attributes:
-        how: "copy": times ``coefficient``; "map": through weights; "wild": times data.
-        coefficient: for copies.
-        slots: leaves of the cell (tokens and batch too) along which it may vary.
-        origin: what it was multiplied by on the way; arrivals that are equal in everything are the same numbers.
-    """
-
-    how: How
-    coefficient: float
-    slots: frozenset[Slot]
-    origin: Hashable = None
-
-
-Form = dict[Source, Arrival]
-
-
-@dataclass(frozen=True, eq=False)
-class Condition:
-    """A shift that must vanish, except for what is constant along ``free`` (None: nothing is exempt).
-
-    Attributes:
-        operand: the value that must not see it.
-        form: what arrives there.
-        free: leaves of the axis along which a constant is removed.
-        dims: their dimensions in the operand.
-        reading: the operand is a table that also reads (see `TiedReading`), and only that is meant.
-    """
-
-    operand: Operand
-    form: Form
-    free: frozenset[Axis] | None
-    dims: frozenset[int] = frozenset()
-    reading: bool = False
-
-
-class TiedReading(Protocol):
-    """How a table that is also contracted with data takes a constant that is added to all its rows."""
-
-    @property
-    def table(self) -> Value:
-        """The parameter."""
-
-    @property
-    def record(self) -> Product:
-        """Where it is contracted with data."""
-
-    @property
-    def unseen(self) -> bool:
-        """Whether a softmax removes what is added to every output."""
-
-    @property
-    def bias(self) -> str | None:
-        """A bias behind it."""
-
-    @property
-    def rows(self) -> tuple[int, ...]:
-        """Dimensions along which it is looked up."""
-
-    def seen(self, params: Params, shift: Tensor) -> Tensor:
-        """What the reading sees of it."""
-
-    def absorbed(self, params: Params, shift: Tensor) -> Tensor:
-        """What a bias has to take back."""
 
 
 @dataclass(eq=False)
@@ -127,7 +67,7 @@ class ShiftFlow:
     def __post_init__(self) -> None:
         """Run through the records once."""
         lower = self.classes.cells.lower
-        self._uses = Counter(v for record in lower.records for v in (o.value for o in _sources(record)))
+        self._uses = Counter(v for record in lower.records for v in (o.value for o in sources_of(record)))
         self._zero = set(lower.zero)
         self._shared = {leaf: len({key[0] for key, _ in c.slots}) for leaf, c in self.classes.by_leaf.items()}
         self._shiftable = self._find_shiftable()
@@ -170,7 +110,7 @@ class ShiftFlow:
         for record in reversed(lower.records):
             made = record.whole if isinstance(record, Cut) and record.joins else record.out.value
             onward = made in data or good.get(made, False)
-            for operand in _sources(record):
+            for operand in sources_of(record):
                 if operand.value in self.tied and record is self.tied[operand.value].record:
                     continue
                 added = isinstance(record, Sum | Cut) or (isinstance(record, Norm) and operand is record.bias)
@@ -229,7 +169,7 @@ class ShiftFlow:
     def _store(self, joint: JointCell, form: Form) -> None:
         key = (joint.operands[0].value, joint.cells[0])
         if form:
-            self._forms[key] = _add(self._forms.get(key, {}), form)
+            self._forms[key] = add_forms(self._forms.get(key, {}), form)
 
     def _sum(self, record: Sum, joints: list[JointCell]) -> None:
         """Add up what arrives on every part; a bias takes it back if it is the same on all parts that read it."""
@@ -245,7 +185,7 @@ class ShiftFlow:
         for forms in carried:
             total: Form = {}
             for i, form in enumerate(forms):
-                total = total if i in shifting else _add(total, form)
+                total = total if i in shifting else add_forms(total, form)
             arriving.append(total)
         for i in shifting:
             readers: dict[Source, list[int]] = {}
@@ -254,7 +194,7 @@ class ShiftFlow:
             for source, at in readers.items():
                 taken = self._absorbs(record, source, [(arriving[k], carried[k][i]) for k in at])
                 for k in at:
-                    arriving[k] = carried[k][i] if taken else _add(arriving[k], carried[k][i])
+                    arriving[k] = carried[k][i] if taken else add_forms(arriving[k], carried[k][i])
         if len(record.terms) == 1:
             self._pass_stochastic(record)
         for joint, form in zip(joints, arriving, strict=True):
@@ -290,7 +230,7 @@ class ShiftFlow:
             if takes:
                 self.absorbing[source] = record
                 self.absorbed[source] = form
-            self._forms[source] = _add({} if takes else form, {source: own[source]})
+            self._forms[source] = add_forms({} if takes else form, {source: own[source]})
 
     def _pass_stochastic(self, record: Sum) -> None:
         term = record.terms[0]
@@ -373,7 +313,7 @@ class ShiftFlow:
         dims = frozenset(d for label in reduced for d in operand.groups.get(label, ()))
         parts = self.classes.cells.layout(operand.value)
         if any(len(parts[d]) > 1 for d in dims):  # all parts must agree
-            self._parts.setdefault((i, _without(cell, dims)), []).append((joint, form, dims))
+            self._parts.setdefault((i, without(cell, dims)), []).append((joint, form, dims))
             return
         leaves = frozenset(leaf for d in dims for leaf in parts[d][cell[d]].leaves)
         reduced_slots = {s for s, (label, _) in joint.slot_names(i).items() if label in reduced}
@@ -384,9 +324,9 @@ class ShiftFlow:
     def _compare_parts(self) -> None:
         """An axis that is cut into parts: what arrives constant and alike on all of them is constant."""
         for (i, _), found in self._parts.items():
-            alike = _alike([(form, {s for s in _slots(form) if s[0] in dims}) for _, form, dims in found])
+            shared = alike([(form, {s for s in slots_of(form) if s[0] in dims}) for _, form, dims in found])
             for joint, form, dims in found:
-                rest = {s: a for s, a in form.items() if s not in alike}
+                rest = {s: a for s, a in form.items() if s not in shared}
                 if rest:
                     self.conditions.append(Condition(joint.operands[i], rest, None, dims))
         for averaged in self._averages.values():  # an average over all parts together
@@ -403,38 +343,3 @@ class ShiftFlow:
             form = self._forms.get((operand.value, cell), {})
             if form:
                 self.conditions.append(Condition(operand, form, None))
-
-
-def _sources(record: Record) -> list[Operand]:
-    """Operands that a record reads."""
-    if isinstance(record, Cut):
-        return [record.out if record.joins else Operand(record.whole, {})]
-    return list(record.operands())
-
-
-def _without(cell: Cell, dims: frozenset[int]) -> Cell:
-    return tuple(k for d, k in enumerate(cell) if d not in dims)
-
-
-def _slots(form: Form) -> set[Slot]:
-    return {slot for a in form.values() for slot in a.slots}
-
-
-def _alike(parts: list[tuple[Form, set[Slot]]]) -> set[Source]:
-    """Sources that arrive on all parts in the same way, constant along the given slots."""
-    first = parts[0][0]
-    return {s for s, a in first.items() if all(form.get(s) == a and not a.slots & varying for form, varying in parts)}
-
-
-def _add(a: Form, b: Form) -> Form:
-    out = dict(a)
-    for source, new in b.items():
-        old = out.get(source)
-        if old is None:
-            out[source] = new
-            continue
-        kinds = {old.how, new.how}
-        how: How = "wild" if "wild" in kinds else "map" if "map" in kinds else "copy"
-        origin = None if how == "copy" else ((old.origin, old.coefficient), (new.origin, new.coefficient))
-        out[source] = Arrival(how, old.coefficient + new.coefficient, old.slots | new.slots, origin)
-    return {s: a for s, a in out.items() if a.how != "copy" or a.coefficient}

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gaugefix.symmetry.constraints import Constraints, Dims, dims_of, labels_of, null_space, positions_of
+from gaugefix.symmetry.constraint_axes import Dims, dims_of, labels_of, null_space, positions_of
+from gaugefix.symmetry.constraints import Constraints
 from gaugefix.symmetry.graph import Value
 from gaugefix.symmetry.records import Cut, Label, Norm, Pointwise, Product, Record, Softmax, Sum
 

@@ -26,6 +26,10 @@ class _Lazy(Mapping[str, Tensor]):
         generator = torch.Generator().manual_seed(1)
         return 0.5 + torch.rand(self._shapes[name], generator=generator, dtype=torch.float64)
 
+    def __contains__(self, name: object) -> bool:
+        """Whether there is such a parameter; the one of `Mapping` would make it to find out."""
+        return name in self._shapes
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
 

@@ -26,6 +26,8 @@ from gaugefix.symmetry.verify import (
 MIN_GAP = 1e3
 #: entry of a Jacobian above which a normalisation with negligible ε met a vanishing input
 MAX_DERIVATIVE = 1e9
+#: standard deviations of inputs on which a direction must stay flat to be one of the function
+SPREADS = (1.0, 3.0, 10.0)
 
 
 @dataclass(frozen=True)
@@ -103,16 +105,11 @@ def flat_directions(
         >>> mlp = nn.Sequential(nn.Linear(4, 6), nn.LeakyReLU(), nn.Linear(6, 5), nn.LeakyReLU(), nn.Linear(5, 3))
         >>> flat_directions(mlp, (torch.randn(8, 4),)).flat
         11
-    """
+    """  # noqa: DOC502
+    n = countable(model, max_parameters=max_parameters, trainable_only=trainable_only)
     generator = torch.Generator().manual_seed(seed)
     point = dict(params) if params is not None else judgeable_parameters(model, args, kwargs or {}, generator)
     moving = moving_parameters(model, point, trainable_only)
-    n = sum(p.numel() for p in moving.values())
-    if n > max_parameters:
-        raise MeasurementError(
-            f"flat_directions needs a dense Jacobian: the model has {n} parameters, the limit is {max_parameters}. "
-            "Test a narrow copy of the architecture, or raise max_parameters (the cost grows as its cube)."
-        )
     lab = laboratory_copy(model)
     noise = Degenerate(lab)
     args, kwargs = to_double(args), to_double(dict(kwargs or {}))
@@ -124,7 +121,7 @@ def flat_directions(
     while True:
         blocks = [root]
         while rows < target and len(blocks) <= max_draws:
-            block = _block(lab, point, moving, args, kwargs, noise, generator)
+            block = jacobian_block(lab, point, moving, args, kwargs, noise, generator)
             if block is None:
                 return FlatDirections(n, n, 0, 1.0, rows, False, torch.eye(n, dtype=torch.float64) if basis else None)
             blocks.append(block)
@@ -143,14 +140,25 @@ def flat_directions(
     return FlatDirections(n - rank, n, rank, gap, rows, rows >= target and gap > MIN_GAP, directions)
 
 
-def redraw(item: Any, generator: torch.Generator) -> Any:
-    """Random data like an example: N(0, 1), or integers uniformly from the range seen in it."""
+def redraw(item: Any, generator: torch.Generator, spread: float = 1.0) -> Any:
+    """Random data like an example: N(0, spread²), or integers uniformly from the range seen in it."""
     if not isinstance(item, Tensor) or item.dtype == torch.bool:
         return item
     if item.is_floating_point():
-        return torch.randn(item.shape, generator=generator, dtype=item.dtype)
+        return spread * torch.randn(item.shape, generator=generator, dtype=item.dtype)
     low, high = int(item.min()), int(item.max())
     return torch.randint(low, high + 1, item.shape, generator=generator, dtype=item.dtype)
+
+
+def countable(model: nn.Module, *, max_parameters: int = 6000, trainable_only: bool = False) -> int:
+    """The number of parameters that count; refuses a model that is too large for a dense Jacobian."""
+    n = sum(p.numel() for p in moving_parameters(model, dict(model.named_parameters()), trainable_only).values())
+    if n > max_parameters:
+        raise MeasurementError(
+            f"flat_directions needs a dense Jacobian: the model has {n} parameters, the limit is {max_parameters}. "
+            "Test a narrow copy of the architecture, or raise max_parameters (the cost grows as its cube)."
+        )
+    return n
 
 
 def moving_parameters(model: nn.Module, params: Mapping[str, Tensor], trainable_only: bool) -> dict[str, Tensor]:
@@ -159,13 +167,13 @@ def moving_parameters(model: nn.Module, params: Mapping[str, Tensor], trainable_
     return {n: p for n, p in params.items() if n not in frozen}
 
 
-def _block(
+def jacobian_block(
     lab: nn.Module, point: Mapping[str, Tensor], moving: Mapping[str, Tensor], args: Any, kwargs: Any,
-    degenerate: Degenerate, generator: torch.Generator,
+    degenerate: Degenerate, generator: torch.Generator, spread: float = 1.0,
 ) -> Tensor | None:  # fmt: skip
     """Jacobian rows for random inputs at which there is a derivative; None if no such inputs turn up."""
     for _ in range(REDRAWS):
-        some, named = pytree.tree_map(lambda t: redraw(t, generator), (args, kwargs))
+        some, named = pytree.tree_map(lambda t: redraw(t, generator, spread), (args, kwargs))
         seed = int(torch.randint(2**31, (), generator=generator))
         rows = _jacobian(lab, point, moving, some, named, seed, degenerate)
         if rows is not None and bool((rows.abs() < MAX_DERIVATIVE).all()):
