@@ -439,6 +439,8 @@ class TestAdvice:
             assert (found[0].severity, found[0].where) == ("watch", "fc")
             assert "Λ = -0.002 ± 0.0001 per step" in found[0].evidence
             assert "factor e in 500 steps" in found[0].evidence
+            head = LyapunovReport((replace(mirror, name="q #2[0]: 0 dropped"),), ())
+            assert advise(units(), *5 * [None], lyapunov=head)[0].where == "q #2"
 
     @pytest.mark.parametrize(
         ("spread", "drift", "words"),

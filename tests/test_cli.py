@@ -96,6 +96,17 @@ class TestAudit:
         assert (folder / "audit.html").read_text().startswith("<!doctype html>")
         assert json.loads((folder / "audit.json").read_text())["task"]["epochs"] == 2
 
+    def test_the_log_of_a_run(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        event = {"step": 4, "kind": "unit died", "where": "0", "value": 0.1, "message": "M.", "units": [1]}
+        (folder / "run.jsonl").write_text(json.dumps({"type": "event", **event}) + "\n")
+        arguments = ("audit", "my_task:make", "--no-train", "--json", "-q", "--log")
+        assert run(*arguments, "run.jsonl", monkeypatch=monkeypatch) == 0
+        assert json.loads(capsys.readouterr().out)["run"]["events"] == [event]
+        assert run(*arguments, "none.jsonl", monkeypatch=monkeypatch) == 2
+        assert "Cannot read none.jsonl" in capsys.readouterr().err
+
     def test_json_is_alone_on_standard_output(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -5,6 +5,7 @@ Each function takes one record and yields what it has to say.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -102,7 +103,7 @@ def drawn(mirror: MirrorExponent) -> Iterator[Advice]:
         return
     yield Advice(
         "watch",
-        mirror.name.rpartition(": ")[0] or "network",
+        re.sub(r"\[\d+\]$", "", mirror.name.rpartition(": ")[0]) or "network",  # without the head
         f"SGD is drawn onto the mirror plane {mirror.name}.",
         f"Λ = {digits(mirror.value)} ± {digits(mirror.stderr)} per step: next to the plane the distance shrinks by a "
         f"factor e in {-1 / mirror.value:,.0f} steps. The model is at a relative distance of "
