@@ -42,7 +42,8 @@ class ClassForecast(Record):
             less the dying ones; None without a forecast.
         critical_weight_decay: λ_c: above it the class, once wholly dead, stays dead while the rest of the network is as
             it is. With one hidden layer it is the weight decay at which training dies; with several it is an upper
-            bound, because the layers weaken each other and die together, at a jump, well below it.
+            bound, because the layers weaken each other and die together, at a jump, well below it. It is where the zero
+            state becomes stable: a smooth unit whose slope grows with its size (GELU) can live on above it.
         predicted_rank: rank that λ leaves, all fibers together: of a linear class at a stationary point, or of a linear
             or smooth class near its collapse (λ > λ_c/2); None elsewhere.
         rank: present rank of a class of modes, all fibers together; None for the others.

@@ -194,7 +194,8 @@ def _rank(units: Units, found: ClassNumbers, decay: float, residual: float) -> i
         return None
     linear = units.activation == "identity" or "linear" in units.flags
     if linear and found.live.any() and residual <= _STATIONARY:
-        margin = min(max(2 * residual, _SATURATED - 1), _STATIONARY)  # as far from λ as the live modes are, not more
+        unrest = max(residual, found.kappa / decay - 1)  # at rest the drives are λ and no σ(G) is above it
+        margin = min(max(2 * unrest, _SATURATED - 1), _STATIONARY)
         return predicted_rank(spectra[np.isfinite(spectra)], decay, margin=margin)
     near_collapse = decay > _NEAR_COLLAPSE * threshold.lambda_c
     return predicted_rank(threshold.spectrum, decay) if near_collapse else None
