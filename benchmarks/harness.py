@@ -81,7 +81,10 @@ def compare(functions: Mapping[str, Callable[[], object]], *, repeats: int = 5, 
 
 @dataclass(frozen=True)
 class Process:
-    """What a program of its own needed: seconds of CPU and of the clock, largest memory in MB, what it printed."""
+    """What a program of its own needed: seconds of CPU and of the clock, largest memory in MB, what it printed.
+
+    On Linux the memory is at least that of the process that started the program.
+    """
 
     cpu: float
     wall: float

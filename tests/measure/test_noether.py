@@ -145,8 +145,11 @@ def test_weight_decay_pulls_to_equal_norms():
 
 
 def test_one_sided_noise_has_no_equilibrium():
-    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
     with torch.no_grad():
+        model[0].bias += 1.0  # the others are on for some inputs
         model[0].weight[1], model[0].bias[1] = 0.0, -1.0  # never on: no noise on either side
     x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     task = Task(model, lambda m, b: m(b).square().sum(1), lambda: [x], lr=0.1, weight_decay=0.0, batch_size=1)

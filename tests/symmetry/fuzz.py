@@ -180,10 +180,11 @@ def run_chunk(start: int, n: int, *, minimise: bool = True, explain: bool = True
             small = shrink(plan, lambda p, v=outcome.verdict: _fails_alike(p, v)) if minimise else plan
             shrunk = asdict(examine(small)) if minimise else None
             failures.append({"seed": seed, **asdict(outcome), "plan": str(small), "shrunk": shrunk})
-    return {
+    chunk = {
         "first_seed": start, "seeds": n, "counts": dict(counts), "narrow": dict(narrow), "causes": dict(causes),
         "directions": dict(directions), "failures": failures, "seconds": round(time.process_time() - begin, 1),
     }  # fmt: skip
+    return dict(json.loads(json.dumps(chunk)))  # as it will be read again
 
 
 def summarise(chunks: list[dict[str, Any]], version: str) -> dict[str, Any]:
