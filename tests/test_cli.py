@@ -331,7 +331,9 @@ def test_ctrl_c_is_clean(folder: Path) -> None:
     command = [sys.executable, "-m", "gaugefix", "audit", "my_task:make_long"]
     source = str(Path(gaugefix.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": source, "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    code = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    hears = [sys.executable, "-c", code, *command]  # a process started in the background would ignore the signal
+    process = subprocess.Popen(hears, cwd=folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 120
         while not (folder / "it-trains").exists() and process.poll() is None and time.monotonic() < deadline:
