@@ -10,7 +10,7 @@ from typing import Any
 from gaugefix.report.format import number
 from gaugefix.report.full_figures import full_figures
 from gaugefix.report.gl_spectra import gl_classes, gl_figure
-from gaugefix.report.plotting import SERIES, SMALLEST, Figure, log_axis, make_figure
+from gaugefix.report.plotting import SERIES, SMALLEST, Figure, log_axis, make_figure, two_sides
 from gaugefix.report.run_figures import run_events_figure
 
 
@@ -136,35 +136,12 @@ def _spectrum(units: Sequence[Mapping[str, Any]]) -> Figure | None:
 
 
 def _balance(units: Sequence[Mapping[str, Any]]) -> Figure | None:
-    traces: list[dict[str, Any]] = []
-    seen: list[float] = []
-    for k, unit in enumerate(units):
-        pairs = zip(unit["incoming"], unit["outgoing"], strict=True)
-        live = [(i, w, u) for i, (w, u) in enumerate(pairs) if w and u and min(w, u) > SMALLEST]
-        if not live:
-            continue
-        name = escape(unit["name"])
-        seen += [v for _, w, u in live for v in (w, u)]
-        traces.append({
-            "name": name,
-            "mode": "markers",
-            "x": [w for _, w, _ in live],
-            "y": [u for *_, u in live],
-            "text": [f"{name}, unit {i}" for i, *_ in live],
-            "hovertemplate": "%{text}<br>incoming %{x:.3g}, outgoing %{y:.3g}<extra></extra>",
-            "marker": {"color": SERIES[k % len(SERIES)], "size": 9, "opacity": 0.75},
-        })
-    if not traces:
-        return None
-    ends = [min(seen), max(seen)]
-    line = {"color": "var:--faint", "width": 1.5, "dash": "dot"}
-    diagonal = {"name": "balanced", "mode": "lines", "x": ends, "y": ends, "line": line, "hoverinfo": "skip"}
-    return make_figure(
+    return two_sides(
+        units,
         "Outgoing against incoming squared norm of every unit; balanced units lie on the diagonal",
-        [diagonal, *traces],
-        xaxis=log_axis("incoming ‖w‖²", seen),
-        yaxis=log_axis("outgoing ‖u‖²", seen),
-        showlegend=True,
+        balanced="balanced",
+        quantity="",
+        axes=("incoming ‖w‖²", "outgoing ‖u‖²"),
     )
 
 

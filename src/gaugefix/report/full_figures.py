@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 from gaugefix.report.format import number
-from gaugefix.report.plotting import SERIES, SMALLEST, Figure, log_axis, make_figure
+from gaugefix.report.plotting import Figure, make_figure, two_sides
 
 #: relation -> what it compares
 RELATIONS = {
@@ -109,47 +108,10 @@ def _alignment(layers: list[Mapping[str, Any]]) -> Figure | None:
 
 def _unit_noise(classes: list[Mapping[str, Any]]) -> Figure | None:
     """Noise of the outgoing against the incoming weights: on the diagonal a unit is in noise balance."""
-    traces, seen = [], []
-    for k, item in enumerate(classes):
-        pairs = zip(item["incoming"], item["outgoing"], strict=True)
-        live = [(i, w, u) for i, (w, u) in enumerate(pairs) if w and u and min(w, u) > SMALLEST]
-        if not live:
-            continue
-        name = escape(item["name"])
-        seen += [v for _, w, u in live for v in (w, u)]
-        traces.append({
-            "name": name,
-            "mode": "markers",
-            "x": [w for _, w, _ in live],
-            "y": [u for *_, u in live],
-            "text": [f"{name}, unit {i}" for i, *_ in live],
-            "hovertemplate": "%{text}<br>Tr C incoming %{x:.3g}, outgoing %{y:.3g}<extra></extra>",
-            "marker": {"color": SERIES[k % len(SERIES)], "size": 8, "opacity": 0.75},
-        })
-    if not traces:
-        return None
-    ends = [min(seen), max(seen)]
-    line = {"color": "var:--faint", "width": 1.5, "dash": "dot"}
-    diagonal = {"name": "noise balance", "mode": "lines", "x": ends, "y": ends, "line": line, "hoverinfo": "skip"}
-    return make_figure(
+    return two_sides(
+        classes,
         "Gradient noise of the outgoing against the incoming weights of every unit",
-        [diagonal, *traces],
-        xaxis=log_axis("Tr C of the incoming weights", seen),
-        yaxis=log_axis("Tr C of the outgoing weights", seen),
-        showlegend=True,
+        balanced="noise balance",
+        quantity="Tr C ",
+        axes=("Tr C of the incoming weights", "Tr C of the outgoing weights"),
     )
-
-
-def median_ratio(item: Mapping[str, Any]) -> float | None:
-    """Typical Tr C outgoing / Tr C incoming of a class; 1 in noise balance.
-
-    Args:
-        item: one entry of ``full.unit_noise``.
-
-    Returns:
-        The median over units with noise on both sides, None if there is none.
-    """
-    logs = sorted(
-        math.log(u / w) for w, u in zip(item["incoming"], item["outgoing"], strict=True) if w and u and min(w, u) > 0
-    )
-    return math.exp(logs[len(logs) // 2]) if logs else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from typing import Any
 
 Figure = dict[str, Any]
@@ -27,3 +28,46 @@ def log_axis(title: str, values: Iterable[float | None]) -> dict[str, Any]:
     step: float | str = max(1, round(decades / 5)) if decades > 3 else "D2" if decades > 0.7 else "D1"
     powers = {"tickformat": "", "exponentformat": "power"} if decades > 5 else {"tickformat": "~g"}
     return {"title": {"text": title}, "type": "log", "dtick": step, **powers}
+
+
+def two_sides(
+    classes: Sequence[Mapping[str, Any]], label: str, *, balanced: str, quantity: str, axes: tuple[str, str]
+) -> Figure | None:
+    """Outgoing against incoming of every unit, on log axes with the diagonal of balance.
+
+    Args:
+        classes: entries with ``name``, ``incoming`` and ``outgoing``, one number per unit.
+        label: of the figure.
+        balanced: name of the diagonal.
+        quantity: put before the numbers of a unit when one points at it.
+        axes: titles of the axis of the incoming and of the outgoing side.
+
+    Returns:
+        The figure; None if no unit has both sides.
+    """
+    traces: list[dict[str, Any]] = []
+    seen: list[float] = []
+    for k, item in enumerate(classes):
+        pairs = zip(item["incoming"], item["outgoing"], strict=True)
+        live = [(i, w, u) for i, (w, u) in enumerate(pairs) if w and u and min(w, u) > SMALLEST]
+        if not live:
+            continue
+        name = escape(item["name"])
+        seen += [v for _, w, u in live for v in (w, u)]
+        traces.append({
+            "name": name,
+            "mode": "markers",
+            "x": [w for _, w, _ in live],
+            "y": [u for *_, u in live],
+            "text": [f"{name}, unit {i}" for i, *_ in live],
+            "hovertemplate": f"%{{text}}<br>{quantity}incoming %{{x:.3g}}, outgoing %{{y:.3g}}<extra></extra>",
+            "marker": {"color": SERIES[k % len(SERIES)], "size": 9, "opacity": 0.75},
+        })
+    if not traces:
+        return None
+    ends = [min(seen), max(seen)]
+    line = {"color": "var:--faint", "width": 1.5, "dash": "dot"}
+    diagonal = {"name": balanced, "mode": "lines", "x": ends, "y": ends, "line": line, "hoverinfo": "skip"}
+    return make_figure(
+        label, [diagonal, *traces], xaxis=log_axis(axes[0], seen), yaxis=log_axis(axes[1], seen), showlegend=True
+    )
