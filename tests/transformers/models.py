@@ -53,6 +53,34 @@ def mixtral() -> nn.Module:
     return MixtralForCausalLM(MixtralConfig(**_decoder(num_local_experts=3, num_experts_per_tok=2)))
 
 
+def gemma() -> nn.Module:
+    from transformers import GemmaConfig, GemmaForCausalLM
+
+    return GemmaForCausalLM(GemmaConfig(**_decoder(num_attention_heads=2, num_key_value_heads=1)))
+
+
+def olmo() -> nn.Module:
+    from transformers import OlmoConfig, OlmoForCausalLM
+
+    return OlmoForCausalLM(OlmoConfig(**_decoder(num_attention_heads=2, num_key_value_heads=1, pad_token_id=0)))
+
+
+def phi3() -> nn.Module:
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    return Phi3ForCausalLM(Phi3Config(**_decoder(num_attention_heads=2, num_key_value_heads=1, pad_token_id=0)))
+
+
+def gpt_neox() -> nn.Module:
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    return GPTNeoXForCausalLM(GPTNeoXConfig(
+        hidden_size=8, intermediate_size=6, num_hidden_layers=1, num_attention_heads=2, vocab_size=11,
+        max_position_embeddings=16, use_cache=False, tie_word_embeddings=False, rotary_pct=1.0,
+        use_parallel_residual=False, bos_token_id=0, eos_token_id=0,
+    ))  # fmt: skip
+
+
 def bert() -> nn.Module:
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -137,6 +165,22 @@ CASES: dict[str, Case] = {
         (*_GQA, ("gate_proj: permute", "S_6"), ("gate_proj: rescale", "R+^6"), ("turn rotary pairs", "SO(2)^4")),
     ),
     "qwen3": Case(qwen3, (_ids(11),), 99, (*_GQA, ("gate_proj: permute", "S_6"), ("rescale", "R+^2"))),
+    "gemma": Case(  # the gains of its norms are 1 + w
+        gemma, (_ids(11),), 79,
+        (("rotate the stream", "O(8)"), ("gate_proj: permute", "S_6"), ("turn rotary pairs", "SO(2)^2")),
+    ),
+    "olmo": Case(  # norms without gains, their ε written into the call
+        olmo, (_ids(11),), 112,
+        (("rotate the stream", "O(7)"), ("v_proj: rotate", "GL(4)"), ("turn rotary pairs", "SO(2)^2")),
+    ),
+    "phi3": Case(  # fused qkv and gate-up projections
+        phi3, (_ids(11),), 79,
+        (("rotate the stream", "O(8)"), ("gate_up_proj", "S_6"), ("turn rotary pairs", "SO(2)^2")),
+    ),
+    "gpt-neox": Case(  # queries, keys and values side by side inside each head
+        gpt_neox, (_ids(11),), 175,
+        (("query_key_value: permute", "S_2"), ("rotate", "(GL(4))^2"), ("turn rotary pairs", "SO(2)^4")),
+    ),
     "mixtral": Case(
         mixtral, (_ids(11),), 119,
         (*_GQA, ("experts", "(S_6)^3"), ("experts", "R+^18"), ("gate.weight: add to every unit", "T(8)")),

@@ -71,6 +71,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "llama": Architecture("LlamaForCausalLM", "LlamaConfig", "causal", _SMALL_DECODER),
     "qwen3": Architecture("Qwen3ForCausalLM", "Qwen3Config", "causal", _SMALL_DECODER | {"head_dim": 16}),
+    "gemma": Architecture("GemmaForCausalLM", "GemmaConfig", "causal", _SMALL_DECODER | {"head_dim": 16}),
+    "gpt-neox": Architecture("GPTNeoXForCausalLM", "GPTNeoXConfig", "causal", _SMALL_DECODER),
     "mixtral": Architecture(
         "MixtralForCausalLM",
         "MixtralConfig",

@@ -20,6 +20,7 @@ from gaugefix.symmetry.frozen import frozen_notes
 from gaugefix.symmetry.generic import additions
 from gaugefix.symmetry.graph import Graph, trace
 from gaugefix.symmetry.lowering import Lowering
+from gaugefix.symmetry.offsets import absorb_offsets, move_offsets
 from gaugefix.symmetry.patterns import recognise
 from gaugefix.symmetry.scalefree import ScaleFlow
 from gaugefix.symmetry.symmetries import Symmetries
@@ -125,15 +126,16 @@ def search(graph: Graph) -> Symmetries:
         The symmetries.
     """
     with _at_work(len(graph.ops)):
+        offsets = absorb_offsets(graph)
         lower = Lowering(recognise(graph)).run()
         found = assemble(Classes(Cells(lower)))
+        symmetries = [*found]
         flow = ScaleFlow(lower.records, lower.zero)
-        if not flow.idle_norms():
-            return found
-        other = Lowering(graph).run()
-        other.records = ScaleFlow(other.records, other.zero).without_idle_norms()
-        more = additions(found, assemble(Classes(Cells(other))), found.shapes)
-        return replace(found, symmetries=(*found.symmetries, *more))
+        if flow.idle_norms():
+            other = Lowering(graph).run()
+            other.records = ScaleFlow(other.records, other.zero).without_idle_norms()
+            symmetries += additions(found, assemble(Classes(Cells(other))), found.shapes)
+        return replace(found, symmetries=tuple(move_offsets(s, offsets) for s in symmetries))
 
 
 @contextmanager

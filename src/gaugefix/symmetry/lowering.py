@@ -87,6 +87,12 @@ class Lowering:
         live = set(self.graph.params.values())
         for op in self.graph.ops:
             self._place = op.place
+            if op.outputs and all(
+                0 in v.shape for v in op.outputs
+            ):  # the rest of a part that is everything: no entries, no data
+                for v in op.outputs:
+                    v.kind = "const"
+                continue
             if live.isdisjoint(op.values()) and op.name not in _NORMS:  # data: no parameter in it
                 if self._is_zero(op):
                     op.out.kind = "zeros"

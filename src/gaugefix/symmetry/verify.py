@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from gaugefix.symmetry.capture import named_outputs
 from gaugefix.symmetry.generic import generic_parameters
 from gaugefix.symmetry.symmetries import Symmetries, Verification
+from gaugefix.symmetry.written_norms import LARGEST_EPS
 
 TOLERANCE = 1e-9
 #: points drawn at most until one can be judged
@@ -26,6 +28,11 @@ _GROUPED = {
 _HIGH = {torch.float32: torch.float64, torch.float16: torch.float64, torch.bfloat16: torch.float64}
 _HIGH_CASTS = {Tensor.float: Tensor.double, Tensor.half: Tensor.double, Tensor.bfloat16: Tensor.double}
 _EPS_NAMES = ("eps", "variance_epsilon", "layer_norm_eps", "epsilon")
+_NO_EPS = 1e-30
+#: function -> position of ε, for models that write it into the call
+_EPS_AT: dict[Any, int] = {torch.layer_norm: 4, torch.group_norm: 4, torch.rms_norm: 3, torch.batch_norm: 7}
+_NORM_CALLS = {F.layer_norm, F.group_norm, F.rms_norm, F.batch_norm, F.instance_norm}
+_ADDITIONS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}
 
 
 def laboratory_copy(model: nn.Module) -> nn.Module:
@@ -41,7 +48,7 @@ def laboratory_copy(model: nn.Module) -> nn.Module:
     for module in copied.modules():
         for name in _EPS_NAMES:
             if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 1e-30)
+                setattr(module, name, _NO_EPS)
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train()
             module.momentum = 0.0
@@ -84,7 +91,7 @@ def judgeable_parameters(
     with torch.no_grad():
         for _ in range(REDRAWS):
             params = random_parameters(model, generator)
-            if not noise.during(lambda point=params: float_outputs(lab, point, args, kwargs))[1]:  # type: ignore[misc]
+            if not noise.during(lambda point=params: lab_outputs(lab, point, args, kwargs))[1]:  # type: ignore[misc]
                 break
     return params
 
@@ -108,6 +115,20 @@ class _Float64(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class _NoEps(TorchFunctionMode):
+    """The ε that is written into a call, or added under a root by hand, is negligible too."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _NORM_CALLS:
+            kwargs = {**kwargs, "eps": _NO_EPS}
+        elif (at := _EPS_AT.get(func)) is not None and len(args) > at:
+            args = (*args[:at], _NO_EPS, *args[at + 1 :])
+        elif func in _ADDITIONS and any(isinstance(a, float) and 0 < a <= LARGEST_EPS for a in args):
+            args = tuple(_NO_EPS if isinstance(a, float) else a for a in args)
+        return func(*args, **kwargs)
+
+
 def _grouped_mm(x: Tensor, weight: Tensor, offs: Tensor, **_: Any) -> Tensor:
     """Consecutive rows of x times consecutive matrices, in any precision."""
     ends = [int(end) for end in offs]
@@ -122,6 +143,14 @@ def float_outputs(
         torch.manual_seed(noise)
         result = torch.func.functional_call(model, dict(params), args, dict(kwargs))
     return list(named_outputs(result).values())
+
+
+def lab_outputs(
+    model: nn.Module, params: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any], noise: int = 0
+) -> list[Tensor]:
+    """`float_outputs` of a `laboratory_copy`: the ε that is written into calls and sums is negligible too."""
+    with _NoEps():
+        return float_outputs(model, params, args, kwargs, noise)
 
 
 def relative_change(new: list[Tensor], old: list[Tensor]) -> float:
@@ -206,7 +235,7 @@ def verify_symmetries(
     with torch.no_grad():
 
         def outputs(point: Mapping[str, Tensor]) -> tuple[list[Tensor], bool]:
-            return noise.during(lambda: float_outputs(lab, {prefix + n: p for n, p in point.items()}, args, kwargs))
+            return noise.during(lambda: lab_outputs(lab, {prefix + n: p for n, p in point.items()}, args, kwargs))
 
         for _ in range(trials):
             for _ in range(REDRAWS):

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from gaugefix.symmetry.generic import generator_span
 from gaugefix.symmetry.symmetries import Symmetries
-from gaugefix.symmetry.verify import Degenerate, float_outputs, judgeable_parameters, laboratory_copy, to_double
+from gaugefix.symmetry.verify import Degenerate, judgeable_parameters, lab_outputs, laboratory_copy, to_double
 from gaugefix.testing.flat import SPREADS, FlatDirections, flat_directions, jacobian_block, redraw
 from gaugefix.testing.moves import Moves
 from gaugefix.testing.tangents import Tangents
@@ -182,7 +182,7 @@ def _few_inputs(model: nn.Module, args: Any, kwargs: Any, params: Mapping[str, T
     with torch.no_grad():
         for _ in range(max(1, 20 * rank // max(1, args[0].numel() if args else 1))):
             some, named = pytree.tree_map(lambda t: redraw(t, generator), (args, kwargs))
-            rows += [o.reshape(-1, o.shape[-1]) for o in float_outputs(lab, params, some, named)]
+            rows += [o.reshape(-1, o.shape[-1]) for o in lab_outputs(lab, params, some, named)]
     if len({r.shape[1] for r in rows}) > 1:
         return False
     every = torch.cat(rows)

@@ -16,8 +16,8 @@ from gaugefix.symmetry.graph import math_attention
 from gaugefix.symmetry.verify import (
     REDRAWS,
     Degenerate,
-    float_outputs,
     judgeable_parameters,
+    lab_outputs,
     laboratory_copy,
     to_double,
 )
@@ -188,7 +188,7 @@ def _jacobian(
     """All rows ∂(output entries)/∂(moving parameters) for one input, ``(entries, P)``; None if it is degenerate."""
     leaves = {k: p.clone().requires_grad_() for k, p in moving.items()}
     with math_attention():
-        results, bad = degenerate.during(lambda: float_outputs(model, {**params, **leaves}, args, kwargs, seed))
+        results, bad = degenerate.during(lambda: lab_outputs(model, {**params, **leaves}, args, kwargs, seed))
     if bad:
         return None
     outputs = torch.cat([o.reshape(-1) for o in results])

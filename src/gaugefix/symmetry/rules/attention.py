@@ -7,7 +7,7 @@ from gaugefix.symmetry.graph import Op, Value
 from gaugefix.symmetry.lowering import Lowering, aligned, register_rule
 from gaugefix.symmetry.records import Rotary, Softmax
 from gaugefix.symmetry.rules.linear import contract
-from gaugefix.symmetry.rules.shape import repeat_interleave
+from gaugefix.symmetry.rules.shape import cut_axis, repeat_interleave, reshape_as
 
 
 @register_rule("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu")
@@ -50,12 +50,22 @@ def _repeat_heads(lower: Lowering, t: Value, n: int) -> Value:
 
 @register_rule("rotary")
 def rotary(op: Op, lower: Lowering) -> None:
-    """Rotary embedding: pairs (j, j + half) of the last axis turn by angles that depend on the position."""
+    """Rotary embedding: pairs of the last axis turn by angles that depend on the position.
+
+    Pairs are (j, j + half), or (2j, 2j + 1) if interleaved.
+    """
     x, out = op.args[0], op.out
-    last = x.ndim - 1
-    half = Axis(x.shape[last] // 2)
-    half.pin()
-    unify(lower.axes(x)[last], Axis(x.shape[last], "cat", [half, half]))
+    last, half = x.ndim - 1, x.shape[-1] // 2
+    leaf = Axis(half)
+    leaf.pin()
+    if op.arg(1, "interleaved", False):
+        parts = _every_other(lower, x, leaf)
+    else:
+        unify(lower.axes(x)[last], Axis(x.shape[last], "cat", [leaf, leaf]))
+        parts = [lower.temp((*x.shape[:-1], half), f"{x.name}[{start}:]") for start in (0, half)]
+        for start, part in zip((0, half), parts, strict=True):
+            lower.set_axes(part, [*lower.axes(x)[:-1], leaf])
+            lower.cut(x, last, start, part)
     lower.emit(
         Rotary(
             out=lower.operand(out, aligned(out, out)),
@@ -64,9 +74,19 @@ def rotary(op: Op, lower: Lowering) -> None:
             label=last,
         )
     )
-    turned = lower.temp((*x.shape[:-1], x.shape[last] // 2), f"{out.name}.pairs")
-    for start in (0, x.shape[last] // 2):  # both members of a pair scale alike
-        part = lower.temp(turned.shape, f"{x.name}[{start}:]")
-        lower.set_axes(part, [*lower.axes(x)[:-1], half])
-        lower.cut(x, last, start, part)
+    turned = lower.temp((*x.shape[:-1], half), f"{out.name}.pairs")
+    for part in parts:  # both members of a pair scale alike
         lower.same(part, turned)
+
+
+def _every_other(lower: Lowering, x: Value, leaf: Axis) -> list[Value]:
+    """The even and the odd entries of the last axis, which is made (half, 1 + 1)."""
+    wide = lower.temp((*x.shape[:-1], leaf.size, 2), f"{x.name}.pairs")
+    reshape_as(lower, x, wide)
+    unify(lower.axes(wide)[-2], leaf)
+    parts = []
+    for pick in cut_axis(lower, wide, wide.ndim - 1, [1, 1]):
+        part = lower.temp((*x.shape[:-1], leaf.size), f"{pick.name}.entries")
+        reshape_as(lower, pick, part)
+        parts.append(part)
+    return parts

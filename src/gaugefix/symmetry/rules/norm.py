@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from gaugefix.symmetry.graph import Op, Value
 from gaugefix.symmetry.lowering import Lowering, aligned, register_rule
 from gaugefix.symmetry.records import Label, Norm, Operand, Softmax
@@ -59,15 +61,19 @@ def layer_norm(op: Op, lower: Lowering) -> None:
     first = x.ndim - n
     gain, bias = op.arg(2, "weight"), op.arg(3, "bias") if "layer" in op.name else None
     labels: dict[Label, int] = {first + i: i for i in range(n)}
+    scale = op.kwargs.get("scale", 1.0)
+    out = op.out if scale == 1.0 else lower.temp(op.out.shape, f"{op.out.name}.normed")
     _normalise(
         lower,
         x,
-        op.out,
+        out,
         set(range(first, x.ndim)),
         None if gain is None else (gain, labels),
         None if bias is None else (bias, labels),
         centred="layer" in op.name,
     )
+    if out is not op.out:
+        lower.same(out, op.out, scale)
 
 
 @register_rule("batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "instance_norm")
@@ -113,6 +119,35 @@ def group_norm(op: Op, lower: Lowering) -> None:
     lower.sum([(normed, {**split, "gc": (1, 2)})], op.out, whole)
 
 
+@register_rule("var", "std")
+def spread(op: Op, lower: Lowering) -> None:
+    """Variance or standard deviation over dimensions: the mean taken off, squared, summed, and its root."""
+    x = op.args[0]
+    reduced, labels = _reduction(op, x, op.arg(1, "dim"))
+    names: dict[Label, int] = {d: d for d in range(x.ndim)}
+    kept = {d: d for d in range(x.ndim) if d not in reduced}
+    short = [n for d, n in enumerate(x.shape) if d not in reduced]
+    mean = lower.temp(short, f"{op.out.name}.mean")
+    centred, square = (lower.temp(x.shape, f"{op.out.name}.{part}") for part in ("centred", "square"))
+    total = op.out if op.name == "var" else lower.temp(op.out.shape, f"{op.out.name}.var")
+    n = prod(x.shape[d] for d in reduced)
+    at: dict[Label, int] = {d: i for i, d in enumerate(kept)}
+    lower.product([(x, names)], mean, at, scale=1 / n)
+    lower.sum([(x, names), (mean, at)], centred, names, [1.0, -1.0])
+    lower.pointwise(centred, square, "square", degree=2, parity="even")
+    lower.product([(square, names)], total, labels)
+    if total is not op.out:
+        lower.pointwise(total, op.out, "sqrt", degree=0.5)
+
+
+def _reduction(op: Op, x: Value, dims: int | list[int] | None) -> tuple[set[int], dict[Label, int]]:
+    """The dimensions that an operation reduces, and the labels of its output."""
+    over = range(x.ndim) if dims is None else [dims] if isinstance(dims, int) else dims
+    reduced = {d % x.ndim for d in over} or set(range(x.ndim))
+    kept = [d for d in range(x.ndim) if d not in reduced]
+    return reduced, {d: d if op.out.ndim == x.ndim else i for i, d in enumerate(kept)}
+
+
 @register_rule("linalg_vector_norm", "norm")
 def vector_norm(op: Op, lower: Lowering) -> None:
     """The Euclidean norm over dimensions: square, sum, root."""
@@ -120,14 +155,10 @@ def vector_norm(op: Op, lower: Lowering) -> None:
     if order != 2:
         lower.give_up(op, "only the Euclidean norm is understood")
         return
-    dims = op.arg(2, "dim")
-    over = range(x.ndim) if dims is None else [dims] if isinstance(dims, int) else dims
-    reduced = {d % x.ndim for d in over} or set(range(x.ndim))
-    kept = [d for d in range(x.ndim) if d not in reduced]
-    keep = op.out.ndim == x.ndim
+    _, labels = _reduction(op, x, op.arg(2, "dim"))
     square, total = lower.temp(x.shape, f"{op.out.name}.square"), lower.temp(op.out.shape, f"{op.out.name}.sum")
     lower.pointwise(x, square, "square", degree=2, parity="even")
-    lower.product([(square, aligned(square, square))], total, {d: d if keep else i for i, d in enumerate(kept)})
+    lower.product([(square, aligned(square, square))], total, labels)
     lower.pointwise(total, op.out, "sqrt", degree=0.5)
 
 

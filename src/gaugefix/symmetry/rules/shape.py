@@ -44,7 +44,8 @@ def group_dims(before: Sequence[int], after: Sequence[int]) -> list[tuple[Dims, 
     return groups
 
 
-def _reshape(lower: Lowering, x: Value, out: Value) -> None:
+def reshape_as(lower: Lowering, x: Value, out: Value) -> None:
+    """State that out has the entries of x in the same order."""
     groups = group_dims(x.shape, out.shape)
     lower.sum([(x, {i: g[0] for i, g in enumerate(groups)})], out, {i: g[1] for i, g in enumerate(groups)})
 
@@ -92,11 +93,13 @@ def _is_selected(lower: Lowering, value: Value, dim: int) -> bool:
     return bool(users)
 
 
-def _stack_dim(lower: Lowering, x: Value, out: Value) -> tuple[int, Dims, Dims] | None:
-    """(dimension of out, dims of x, dims of out) if a reshape makes a leading factor that is only ever selected."""
+def _stack_dim(lower: Lowering, x: Value, out: Value) -> tuple[int, int, Dims] | None:
+    """(dimension of out, dimension of x, dims of out) if a reshape makes a factor that is only ever selected."""
     for old, new in group_dims(x.shape, out.shape):
-        if len(old) == 1 and len(new) > 1 and _is_selected(lower, out, new[0]):
-            return new[0], old, new
+        if len(old) == 1:
+            for dim in new[:-1]:  # the indices of the innermost factor are entries, not parts
+                if _is_selected(lower, out, dim):
+                    return dim, old[0], new
     return None
 
 
@@ -106,21 +109,26 @@ def reshape(op: Op, lower: Lowering) -> None:
     x, out = op.args[0], op.out
     stack = _stack_dim(lower, x, out)
     if stack is None:
-        _reshape(lower, x, out)
+        reshape_as(lower, x, out)
         return
-    dim, (old,), _ = stack
+    dim, old, new = stack
     count = out.shape[dim]
-    parts = _chunks(lower, x, old, [x.shape[old] // count] * count)
+    outer = prod(out.shape[d] for d in new if d < dim)
+    if outer > 1:  # parts inside each head: (heads, 3, n) is (heads, 3n) first, then the second factor is cut
+        wide = lower.temp((*x.shape[:old], outer, x.shape[old] // outer, *x.shape[old + 1 :]), f"{x.name}.wide")
+        reshape_as(lower, x, wide)
+        x, old = wide, old + 1
+    parts = cut_axis(lower, x, old, [x.shape[old] // count] * count)
     shape = out.shape[:dim] + out.shape[dim + 1 :]
     views = []
     for i, part in enumerate(parts):
         view = lower.temp(shape, f"{out.name}[{i}]")
-        _reshape(lower, part, view)
+        reshape_as(lower, part, view)
         views.append(view)
     lower.stacked[out] = (dim, views)
 
 
-def _chunks(lower: Lowering, x: Value, dim: int, sizes: Sequence[int]) -> list[Value]:
+def cut_axis(lower: Lowering, x: Value, dim: int, sizes: Sequence[int]) -> list[Value]:
     """Cut a dimension; the parts are new values on the parts of its axis."""
     axis, parts = lower.axes(x)[dim], []
     for i, n in enumerate(sizes):
@@ -171,7 +179,7 @@ def _stacked_move(op: Op, lower: Lowering) -> bool:
         if op.name in {"permute", "transpose"}:
             _permute(lower, part, out, reduced)
         else:
-            _reshape(lower, part, out)
+            reshape_as(lower, part, out)
         outs.append(out)
     lower.stacked[op.out] = (moved, outs)
     return True
@@ -208,7 +216,7 @@ def transpose(op: Op, lower: Lowering) -> None:
 def squeeze(op: Op, lower: Lowering) -> None:
     """Size-1 dimensions added or dropped."""
     if not _stacked_move(op, lower):
-        _reshape(lower, op.args[0], op.out)
+        reshape_as(lower, op.args[0], op.out)
 
 
 @register_rule("contiguous", "clone")
@@ -244,7 +252,7 @@ def repeat_interleave(op: Op, lower: Lowering) -> None:
     wide = lower.temp((*x.shape[: dim + 1], n, *x.shape[dim + 1 :]), f"{op.out.name}.wide")
     labels: dict[Label, int] = {d: d + (d > dim) for d in range(x.ndim)}
     lower.sum([(x, {d: d for d in range(x.ndim)})], wide, {**labels, "repeat": dim + 1})
-    _reshape(lower, wide, op.out)
+    reshape_as(lower, wide, op.out)
 
 
 @register_rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk")
@@ -255,7 +263,7 @@ def split(op: Op, lower: Lowering) -> None:
     if x in lower.stacked or not x.is_float:
         lower.give_up(op, "split of a value that is already in parts")
         return
-    parts = _chunks(lower, x, dim, [v.shape[dim] for v in op.outputs])
+    parts = cut_axis(lower, x, dim, [v.shape[dim] for v in op.outputs])
     for part, out in zip(parts, op.outputs, strict=True):
         lower.same(part, out)
 
@@ -286,7 +294,7 @@ def stack(op: Op, lower: Lowering) -> None:
     parts = []
     for v in op.args[0]:
         part = lower.temp(shape, f"{v.name}.row")
-        _reshape(lower, lower.use(v), part)
+        reshape_as(lower, lower.use(v), part)
         parts.append(part)
     cat(Op("cat", (parts, dim), {}, op.outputs, op.place), lower)
 
@@ -306,7 +314,7 @@ def slice_(op: Op, lower: Lowering) -> None:
         lower.same(x, op.out)
         return
     sizes = [n for n in (start, length, size - start - length) if n]
-    parts = _chunks(lower, lower.use(x), dim, sizes)
+    parts = cut_axis(lower, lower.use(x), dim, sizes)
     lower.same(parts[1 if start else 0], op.out)
 
 
@@ -327,8 +335,8 @@ def select(op: Op, lower: Lowering) -> None:
     dim = op.args[1] % x.ndim
     at = op.args[2] % x.shape[dim]
     sizes = [n for n in (at, 1, x.shape[dim] - at - 1) if n]
-    part = _chunks(lower, x, dim, sizes)[1 if at else 0]
-    _reshape(lower, part, op.out)
+    part = cut_axis(lower, x, dim, sizes)[1 if at else 0]
+    reshape_as(lower, part, op.out)
 
 
 @register_rule("unbind")
@@ -338,8 +346,8 @@ def unbind(op: Op, lower: Lowering) -> None:
         return
     x = lower.use(op.args[0])
     dim = op.arg(1, "dim", 0) % x.ndim
-    for part, out in zip(_chunks(lower, x, dim, [1] * x.shape[dim]), op.outputs, strict=True):
-        _reshape(lower, part, out)
+    for part, out in zip(cut_axis(lower, x, dim, [1] * x.shape[dim]), op.outputs, strict=True):
+        reshape_as(lower, part, out)
 
 
 @register_rule("sum", "mean")
