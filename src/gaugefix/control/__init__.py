@@ -14,5 +14,11 @@ from gaugefix.control.gauges import CanonicalForm as CanonicalForm
 from gaugefix.control.gauges import Rebalanced as Rebalanced
 from gaugefix.control.gauges import canonicalize as canonicalize
 from gaugefix.control.gauges import rebalance_ as rebalance_
+from gaugefix.control.moments import CompressedPoints as CompressedPoints
+from gaugefix.control.moments import WeightedMLP as WeightedMLP
+from gaugefix.control.moments import compress_dataset as compress_dataset
+from gaugefix.control.moments import compress_points as compress_points
+from gaugefix.control.moments import compress_width as compress_width
+from gaugefix.control.moments import moment_error as moment_error
 from gaugefix.control.remove import SyreDecay as SyreDecay
 from gaugefix.control.widen import widen as widen
