@@ -6,10 +6,14 @@ from gaugefix.control.alignment import Aligned as Aligned
 from gaugefix.control.alignment import Barrier as Barrier
 from gaugefix.control.alignment import align as align
 from gaugefix.control.alignment import barrier as barrier
+from gaugefix.control.compression import CompressionResult as CompressionResult
+from gaugefix.control.compression import Stage as Stage
+from gaugefix.control.compression import compress as compress
 from gaugefix.control.folding import FoldedClass as FoldedClass
 from gaugefix.control.folding import FoldResult as FoldResult
 from gaugefix.control.folding import Refit as Refit
 from gaugefix.control.folding import fold as fold
+from gaugefix.control.folding import load_folded as load_folded
 from gaugefix.control.gauges import CanonicalForm as CanonicalForm
 from gaugefix.control.gauges import Rebalanced as Rebalanced
 from gaugefix.control.gauges import canonicalize as canonicalize
