@@ -10,7 +10,7 @@ from typing import Any
 from gaugefix.report.format import number, template_environment
 
 _SIZES = (("parameters", "parameters"), ("nonzero", "not zero"), ("bytes", "bytes"), ("flops", "operations"))
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720.0, 220.0, 52.0, 24.0
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _POINTS = 960.0, 260.0, 52.0, 24.0, 300
 _PHASES = {"dense": "without the constraint", "constrained": "with the constraint", "refit": "refit"}
 
 
@@ -89,7 +89,8 @@ def loss_curve(losses: Mapping[str, Sequence[float]]) -> dict[str, Any] | None:
 
     lines, start = [], 0
     for name, phase in losses.items():
-        drawn = [(x(start + k), y(v)) for k, v in enumerate(phase) if v is not None and v > 0]
+        some = range(0, len(phase), max(len(phase) // _POINTS, 1))
+        drawn = [(x(start + k), y(v)) for k in some if (v := phase[k]) is not None and v > 0]
         if drawn:
             points = " ".join(f"{a:.1f},{b:.1f}" for a, b in drawn)
             lines.append({"name": _PHASES[name], "passes": len(phase), "points": points, "x": drawn[0][0]})
