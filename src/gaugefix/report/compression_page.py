@@ -54,15 +54,12 @@ def lead(data: Mapping[str, Any]) -> str:
     """
     kept = [s for s in data["stages"] if s["nonzero"] == data["nonzero"][1]]
     first, last = data["stages"][0], (kept or data["stages"])[-1]
-    counts, what = (data["nonzero"], "weights that are not zero") if data["method"] == "sparse" else (
-        data["parameters"], "parameters"
-    )  # fmt: skip
+    sparse = data["method"] == "sparse"
+    before, after = data["nonzero"] if sparse else data["parameters"]
+    what = f"{after:,} of {before:,} {'parameters are not zero' if sparse else 'parameters are left'}"
     name = next(iter(last["metric"]), None)
     value = (first["metric"][name], last["metric"][name]) if name else (first["loss"], last["loss"])
-    return (
-        f"{counts[1]:,} of {counts[0]:,} {what} are left; {name or 'the loss'} goes from {number(value[0])} to "
-        f"{number(value[1])}."
-    )
+    return f"{what}; {name or 'the loss'} goes from {number(value[0])} to {number(value[1])}."
 
 
 def loss_curve(losses: Mapping[str, Sequence[float]]) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -150,7 +151,7 @@ def least_squares(setting: Setting) -> Evidence:
 
 def linear_dynamics(setting: Setting) -> Evidence:
     """Minibatch SGD with and without momentum and weight decay."""
-    settings = ({"lr": 0.002}, {"lr": 0.0005, "momentum": 0.9, "weight_decay": 0.01})
+    settings: tuple[dict[str, Any], ...] = ({"lr": 0.002}, {"lr": 0.0005, "momentum": 0.9, "weight_decay": 0.01})
     measured = np.empty((len(setting.seeds), len(settings)))
     for row, seed in enumerate(setting.seeds):
         x, y = _data(seed, inputs=5)

@@ -369,6 +369,10 @@ class _Run:
             )
         if failure:
             self.notes.append(failure)
+        if self.plan.keep is not None and any(c.kind == "none" for c in self.collapsed):
+            self.notes.append(
+                "keep is about matrices alone; of products, folding takes what lies below the widest gap."
+            )
         first, last = self.stages[0], self.stages[4 if len(self.stages) > 4 and final is not folded.model else 3]
         return CompressionResult(
             final, self.task.name, self.plan.method, self.plan.strength, tuple(self.stages), self.names, left,
