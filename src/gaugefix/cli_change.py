@@ -1,4 +1,4 @@
-"""Commands that change a model: fold, rebalance, align. `gaugefix.cli` registers them."""
+"""Commands that change a model: fold, compress, rebalance, align. `gaugefix.cli` registers them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from gaugefix.cli_options import AsJson, DataDir, Seed, Target
 if TYPE_CHECKING:
     from torch import nn
 
+    from gaugefix.control.compression.constrain import Method
     from gaugefix.task import Task
 
 Out = Annotated[Path | None, typer.Option(help="Where to write the weights (safetensors).", show_default=False)]
@@ -58,7 +59,98 @@ def fold(
     task = _trained(target, weights, epochs, data_dir, seed)
     done = control.fold(task, tolerance=tolerance, max_error=max_error, multiple_of=multiple_of, factor=factor)
     typer.echo(_json(done.to_dict()) if as_json else str(done))
-    _write(done.model, out, as_json)
+    if out is not None:
+        _say(done.save(out), as_json)
+
+
+def compress(
+    target: Target,
+    units: Annotated[
+        float | None, typer.Option(help="Strength λ: whole units, channels and heads die.", show_default=False)
+    ] = None,
+    rank: Annotated[float | None, typer.Option(help="Strength λ: ranks become lower.", show_default=False)] = None,
+    sparse: Annotated[float | None, typer.Option(help="Strength λ: single weights die.", show_default=False)] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes with the constraint.", show_default="what the task says")
+    ] = None,
+    pretrain: Annotated[
+        int | None,
+        typer.Option(min=0, help="Passes without it, before.", show_default="what the task says; 0 with --weights"),
+    ] = None,
+    refit: Annotated[
+        int | None, typer.Option(min=0, help="Passes after the cut.", show_default="a quarter of --epochs")
+    ] = None,
+    keep: Annotated[
+        float | None,
+        typer.Option(help="Part to keep, the largest; for example 0.1.", show_default="what did not die"),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Name of a class of units or a tensor; repeatable.", show_default="all")
+    ] = None,
+    out: Out = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page as well.", show_default=False)] = None,
+    weights: Weights = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Where an interrupted run goes on from.", show_default="beside --out"),
+    ] = None,
+    every: Annotated[float, typer.Option(min=0, help="Seconds between two checkpoints.")] = 60.0,
+    restart: Annotated[bool, typer.Option("--restart", help="Ignore a checkpoint that is there.")] = False,
+    tolerance: Annotated[
+        float | None, typer.Option(help="What counts as zero when folding.", show_default="widest gap")
+    ] = None,
+    factor_lr: Annotated[
+        float | None, typer.Option(help="Learning rate of the constrained weights.", show_default="that of the task")
+    ] = None,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+    seed: Seed = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+) -> None:
+    """Train until a part of the model dies, cut it out, train on: a smaller, plain model with the accuracy it has left.
+
+    Give one of --units, --rank and --sparse. Ctrl-C, or a kill, loses nothing: the same command goes on.
+
+    Example: [bold]gaugefix compress digits-mlp --units 0.05 --epochs 400 --out small.safetensors[/]
+    """  # noqa: DOC501
+    from gaugefix import control
+    from gaugefix.files import write_atomically
+    from gaugefix.report.compression_page import compression_page
+    from gaugefix.report.progress import Stages
+    from gaugefix.task import load_task
+
+    method, strength = _one_of({"units": units, "rank": rank, "sparse": sparse})
+    for path in (out, html, checkpoint):
+        _check_out(path)
+    kept_in = checkpoint or (out.with_suffix(".checkpoint.safetensors") if out is not None else None)
+    task = load_task(target, data_dir=data_dir, seed=seed)
+    if weights is not None:
+        task = _with_weights(task, weights, target)
+    before = pretrain if pretrain is not None else 0 if weights is not None else task.epochs
+    with Stages(shown=not quiet) as stages:
+        bars: dict[str, Any] = {}
+
+        def progress(phase: str, done: int, total: int, note: str) -> None:
+            if total:
+                bars.setdefault(phase, stages.follow(phase.capitalize()))(done, total, note)
+
+        try:
+            result = control.compress(
+                task, method, strength, epochs=epochs, pretrain=before, refit=refit, keep=keep, only=only or None,
+                tolerance=tolerance, factor_lr=factor_lr, checkpoint=kept_in, restart=restart, checkpoint_seconds=every,
+                run=" ".join([target, *([str(weights)] if weights else [])]), seed=seed, progress=progress,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            if kept_in is not None and kept_in.exists():
+                typer.echo(f"Interrupted; the same command goes on from {kept_in.absolute()}", err=True)
+            raise
+    typer.echo(_json(result.to_dict()) if as_json else str(result))
+    if html is not None:
+        _say(write_atomically(html, compression_page(result.to_dict())), as_json, "Page")
+    if out is not None:
+        _say(result.save(out), as_json)
+        if kept_in is not None:
+            kept_in.unlink(missing_ok=True)
 
 
 def rebalance(
@@ -124,36 +216,63 @@ def align(
     _write(done.model, out, as_json)
 
 
+def _one_of(strengths: dict[Method, float | None]) -> tuple[Method, float]:
+    """The one constraint that was asked for."""
+    from gaugefix.errors import ControlError
+
+    given = [(method, strength) for method, strength in strengths.items() if strength is not None]
+    if len(given) != 1:
+        got = " and ".join(f"--{method} {strength:g}" for method, strength in given) or "none of them"
+        raise ControlError(
+            f"Give one of --units, --rank and --sparse with its strength, such as --units 0.01; got {got}."
+        )
+    return given[0]
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands.
 
     Args:
         app: of the command line.
     """
-    for command in (fold, rebalance, align):
+    for command in (fold, compress, rebalance, align):
         app.command()(command)
 
 
 def _trained(target: str, weights: Path | None, epochs: int | None, data_dir: Path | None, seed: int) -> Task:
     """The task with its model as it was trained: from a file, or by training it now."""
-    from gaugefix.errors import ControlError
     from gaugefix.task import load_task
     from gaugefix.training import train
 
     task = load_task(target, data_dir=data_dir, seed=seed)
     if weights is not None:
-        from safetensors.torch import load_model
-
-        try:
-            load_model(task.model, weights)
-        except (OSError, RuntimeError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise ControlError(f"--weights {weights}: these are no weights for {target!r} ({first}).") from error
+        task = _with_weights(task, weights, target)
         passes = epochs or 0
     else:
         passes = task.epochs if epochs is None else epochs
     if passes:
         train(task, epochs=passes, seed=seed)
+    return task
+
+
+def _with_weights(task: Task, weights: Path, target: str) -> Task:
+    """The task with the weights of a file; those of a folded model bring their smaller module."""
+    from dataclasses import replace
+
+    from safetensors import SafetensorError
+    from safetensors.torch import load_model
+
+    from gaugefix.control import load_folded
+    from gaugefix.control.folding.reload import is_folded
+    from gaugefix.errors import ControlError
+
+    if is_folded(weights):
+        return replace(task, model=load_folded(task.model, weights))
+    try:
+        load_model(task.model, weights)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ControlError(f"--weights {weights}: these are no weights for {target!r} ({first}).") from error
     return task
 
 
@@ -169,9 +288,12 @@ def _write(model: nn.Module, path: Path | None, quiet: bool) -> None:
         return
     from gaugefix.control.state import save_weights
 
-    written = save_weights(model, path)
+    _say(save_weights(model, path), quiet)
+
+
+def _say(written: Path, quiet: bool, what: str = "Weights") -> None:
     if not quiet:
-        typer.echo(f"Weights\n  {written}")
+        typer.echo(f"{what}\n  {written}")
 
 
 def _json(value: Any) -> str:

@@ -113,6 +113,8 @@ def test_what_cannot_be_widened_is_refused_with_its_reason() -> None:
         widen(nn.Sequential(grouped[2], nn.ReLU(), nn.Linear(4, 2)), units, 1)
     with pytest.raises(ControlError, match="does not belong to this model"):
         widen(nn.Linear(6, 4), units, 1)
+    with pytest.raises(ControlError, match=r"'0.weight' is on the meta device"):
+        widen(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)).to("meta"), units, 1)
     with pytest.raises(ControlError, match="at least 1"):
         widen(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)), units, 0)
 

@@ -18,6 +18,7 @@ LONG = {  # "id claim" of claims that take more than a few seconds
 LONG |= {f"forecast {claim}" for claim in ("drives", "certificate", "rank")}
 LONG |= {f"2210.01212 {claim}" for claim in ("lasso", "support", "sign-trap", "decoupled-decay")}
 LONG |= {"2210.01212 network-zeros", "2210.01212 subgradient", "2309.16932 constraints"}
+LONG |= {f"2510.00504 {claim}" for claim in ("exponent", "linear-dynamics", "network-dynamics")}
 LONG |= {"2408.15495 network-rank", "2408.15495 network-accuracy"}
 
 CLAIMS = [

@@ -110,12 +110,13 @@ def write_state(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...
     return tuple(changed)
 
 
-def save_weights(model: nn.Module, path: Path | str) -> Path:
+def save_weights(model: nn.Module, path: Path | str, metadata: Mapping[str, str] | None = None) -> Path:
     """Write parameters and buffers as safetensors; tensors that are shared are written once.
 
     Args:
         model: the module.
         path: of the file.
+        metadata: text that goes into the head of the file.
 
     Returns:
         The absolute path.
@@ -124,7 +125,7 @@ def save_weights(model: nn.Module, path: Path | str) -> Path:
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
-        save_model(model, str(file))
+        save_model(model, str(file), metadata=dict(metadata or {}))
         return write_atomically(path, file.read_bytes())
 
 

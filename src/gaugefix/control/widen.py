@@ -60,6 +60,8 @@ def widen(
         >>> wide[0], torch.allclose(wide(x), model(x))
         (Linear(in_features=3, out_features=6, bias=True), True)
     """
+    if empty := [name for name, p in model.named_parameters() if p.is_meta]:
+        raise ControlError(f"widen: {empty[0]!r} is on the meta device and has no values.")
     try:
         wide = widened_copy(model, units, n)
     except ValueError as error:

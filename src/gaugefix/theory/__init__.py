@@ -29,6 +29,8 @@ from gaugefix.theory.matrix_factorization import gram_rank as gram_rank
 from gaugefix.theory.matrix_factorization import gram_spectrum as gram_spectrum
 from gaugefix.theory.mirror_plane import critical_decay as critical_decay
 from gaugefix.theory.mirror_plane import growth_rates as growth_rates
+from gaugefix.theory.moment_matching import n_atoms as n_atoms
+from gaugefix.theory.moment_matching import predict_exponent as predict_exponent
 from gaugefix.theory.multiplicative_noise import critical_batch as critical_batch
 from gaugefix.theory.multiplicative_noise import critical_lr_estimate as critical_lr_estimate
 from gaugefix.theory.multiplicative_noise import decay_shift as decay_shift

@@ -14,7 +14,7 @@ from tests.cases import CASES, Case, numbers
 from tests.control.zoo import ZOO, evaluate, relative, zoo_model, zoo_symmetries
 from torch import Tensor, nn
 
-from gaugefix.control import FoldResult, fold
+from gaugefix.control import FoldResult, fold, impose, load_folded
 from gaugefix.control.state import state_of, write_state
 
 
@@ -38,8 +38,8 @@ def mlp(*widths: int, act: type[nn.Module] = nn.ReLU) -> nn.Sequential:
 
 
 @pytest.mark.parametrize("case", ZOO)
-def test_a_unit_that_nothing_reads_goes_from_every_class_of_the_zoo(case: Case) -> None:
-    """One unread unit is planted in every class; each is cut, or there is a reason. The function stays."""
+def test_a_unit_that_nothing_reads_goes_from_every_class_of_the_zoo(case: Case, tmp_path: Path) -> None:
+    """One unread unit is planted in every class; each is cut, or there is a reason. The function stays, on disk too."""
     model, args = zoo_model(case)
     found, state, planted = zoo_symmetries(case.name), state_of(model), set()
     for u in found.units:
@@ -58,6 +58,9 @@ def test_a_unit_that_nothing_reads_goes_from_every_class_of_the_zoo(case: Case) 
     heads = {u.name for u in found.units if u.kind in {"head", "head_dim"}}  # a dead head takes both classes along
     assert planted - heads <= cut | set(done.skipped)
     assert {u.name for u in found.units if u.kind == "hidden" and u.fibers == 1 and u.outgoing} <= cut
+    again = load_folded(zoo_model(case, seed=5)[0], done.save(tmp_path / "small.safetensors"))
+    assert torch.equal(evaluate(again, other), evaluate(done.model, other))
+    assert [p.shape for p in again.parameters()] == [p.shape for p in done.model.parameters()]
     assert all(torch.equal(p, before[n]) for n, p in model.state_dict().items())
 
 
@@ -221,7 +224,7 @@ def test_the_average_of_a_layer_norm_keeps_its_units_and_says_so() -> None:
     assert "average of a normalisation" in done.skipped["0"]
 
 
-def test_low_rank_becomes_a_thinner_bottleneck_or_two_layers() -> None:
+def test_low_rank_becomes_a_thinner_bottleneck_or_two_layers(tmp_path: Path) -> None:
     net = seeded(lambda: nn.Sequential(nn.Linear(20, 12), nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 40)))
     with torch.no_grad():
         net[1].weight.copy_(numbers(16, 3) @ numbers(3, 12, seed=1))
@@ -232,6 +235,8 @@ def test_low_rank_becomes_a_thinner_bottleneck_or_two_layers() -> None:
     assert done.factored == ("3",)
     assert [tuple(m.weight.shape) for m in done.model[3]] == [(4, 16), (40, 4)]
     assert done.error < 1e-5
+    again = load_folded(copy.deepcopy(net), done.save(tmp_path / "thin.safetensors"))
+    assert torch.equal(again(numbers(5, 20)), done.model(numbers(5, 20)))
     assert fold(net, tolerance=0, factor=False, example_inputs=numbers(5, 20)).factored == ()
 
 
@@ -289,3 +294,18 @@ def test_what_a_forward_pass_does_not_take_is_left_with_the_reason() -> None:
     done = fold(model, tolerance=0, factor=False, example_inputs=numbers(3, 4, 6))
     assert done.removed == ()
     assert "the forward pass does not take it" in done.skipped["qkv"]
+
+
+def test_constraints_are_evaluated_and_their_tensors_are_parameters_again() -> None:
+    """Also those with several factors, where torch looks at gradients to know what is a parameter."""
+    net = mlp(4, 8, 8, 2)
+    impose.sparse(impose.low_rank(net, "2.weight", strength=0.1), "0.weight", strength=0.1)
+    with torch.no_grad():
+        net[2].bias[3] = 0
+        net[2].parametrizations.weight.original0[3] = 0
+    x = numbers(5, 4)
+    done = fold(net, tolerance=0, example_inputs=x)
+    assert done.removed[0].after == 7
+    assert done.parameters == (4 * 8 + 8 + 8 * 8 + 8 + 8 * 2 + 2, 4 * 8 + 8 + 8 * 7 + 7 + 7 * 2 + 2)
+    assert all(p.requires_grad and p.is_leaf for p in done.model.parameters())
+    assert torch.allclose(done.model(x), net(x), atol=1e-5)

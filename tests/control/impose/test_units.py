@@ -178,6 +178,11 @@ def test_rank_of_heads_decays_the_factors_and_nothing_else(bias):
     assert {t.kind for t in impose.collapse_(model)} == {"none"}
 
 
+def wider():
+    """More units than the search has seen."""
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+
+
 @pytest.mark.parametrize(
     ("verb", "message"),
     [
@@ -186,7 +191,12 @@ def test_rank_of_heads_decays_the_factors_and_nothing_else(bias):
         (lambda m, s: impose.prune_units(m, s, 0.1, spread=-1.0), "spread"),
         (lambda m, s: impose.rank(m, s, 0.1), "no classes with a rotation symmetry"),
         (lambda m, s: impose.rank(m, s, 0.1, classes="0"), "names of classes"),
-        (lambda m, s: impose.prune_units(nn.Sequential(nn.Linear(4, 3)), s, 0.1), "too small"),
+        (lambda m, s: impose.rank(m, s, -0.1, classes=["0"]), "got -0.1"),
+        (lambda m, s: impose.prune_units(m, s, True), "strength must be a number.*got True"),
+        (lambda m, s: impose.prune_units(m, s, 0.1, classes=["00"]), "Did you mean '0'"),
+        (lambda m, s: impose.prune_units(wider(), s, 0.1), r"'0.weight' has shape \(8, 4\), and had \(6, 4\)"),
+        (lambda m, s: impose.rank(wider(), s, 0.1, classes=["0"]), "symmetries of this model again"),
+        (lambda m, s: impose.prune_units(nn.Sequential(nn.Linear(4, 3)), s, 0.1), "has shape"),
         (lambda m, s: impose.prune_units(nn.Linear(4, 3), s, 0.1), "no parameter '0.weight'"),
     ],
 )
@@ -213,3 +223,47 @@ def test_refusals_leave_every_tensor_as_it_was():
         impose.rank(tanh, find_symmetries(tanh, (X,)), 0.1, classes=["0"])
     for m in (model, tanh):
         assert not any("parametrizations" in n for n, _ in m.named_parameters())
+
+
+def test_units_of_another_model_without_shapes():
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3)).double()
+    units = find_symmetries(MODELS["mlp"][0]().double(), (X,)).units
+    with pytest.raises(ControlError, match="too small for the units"):
+        impose.prune_units(model, units, 0.1)
+
+
+def _tied(model):
+    model.add_module("again", nn.Linear(4, 6))
+    model.again.weight = model[0].weight
+
+
+def _parametrised(model):
+    impose.sparse(model, "0.weight", strength=0.1)
+
+
+def _integers(model):
+    frozen = model[0].weight.requires_grad_(False)
+    model[0].weight = nn.Parameter(torch.zeros(frozen.shape, dtype=torch.int64), requires_grad=False)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda m: m[0].weight.requires_grad_(False), "'0.weight' is frozen"),
+        (_tied, "'0.weight' is the same parameter as 'again.weight'"),
+        (_parametrised, "'0.weight' is parametrised already"),
+        (_integers, "'0.weight' has dtype torch.int64"),
+        (lambda m: m.to("meta"), "'0.weight' is on the meta device"),
+    ],
+)
+def test_what_has_no_factors_is_refused_and_stays(prepare, message):
+    model = MODELS["mlp"][0]().double()
+    symmetries = find_symmetries(model, (X,))
+    prepare(model)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for verb in (impose.prune_units, lambda m, s, x: impose.rank(m, s, x, classes=["0"])):
+        with pytest.raises(ControlError, match=message):
+            verb(model, symmetries, 0.1)
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(v.is_meta or torch.equal(v, before[k]) for k, v in after.items())

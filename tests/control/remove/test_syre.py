@@ -184,6 +184,8 @@ def test_frozen_and_integer_parameters_are_left_alone():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
     model[0].requires_grad_(False)
     assert set(SyreDecay(model, 0.1).params) == {"1.weight", "1.bias"}
+    with pytest.raises(ControlError, match="'weight' is on the meta device"):
+        SyreDecay(nn.Linear(2, 2, device="meta"), 0.1)
     with pytest.raises(ControlError, match="no trainable"):
         SyreDecay(model[0], 0.1)
 

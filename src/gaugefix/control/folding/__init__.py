@@ -4,3 +4,4 @@ from gaugefix.control.folding.fold import fold as fold
 from gaugefix.control.folding.records import FoldedClass as FoldedClass
 from gaugefix.control.folding.records import FoldResult as FoldResult
 from gaugefix.control.folding.records import Refit as Refit
+from gaugefix.control.folding.reload import load_folded as load_folded

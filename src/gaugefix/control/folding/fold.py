@@ -16,6 +16,7 @@ from gaugefix.control.folding.factor import factor_linears
 from gaugefix.control.folding.plain import plain_copy
 from gaugefix.control.folding.records import FoldResult, precision
 from gaugefix.control.folding.refit import refit_model
+from gaugefix.control.folding.reload import shape_changes
 from gaugefix.control.state import as_args, check_model
 from gaugefix.errors import ControlError
 from gaugefix.symmetry import Symmetries
@@ -120,6 +121,7 @@ def fold(
     return FoldResult(
         out.train(module.training), tuple(removed), tuple(factored), {**skipped, **left}, error, limit,
         (p0, p1), (b0, b1), flops, (seconds[0], seconds[1]), seconds[0] / seconds[1], done,
+        shape_changes(plain, out),
     )  # fmt: skip
 
 

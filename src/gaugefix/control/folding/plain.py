@@ -19,12 +19,14 @@ def plain_copy(model: nn.Module) -> nn.Module:
         The copy.
     """
     out = copy.deepcopy(model)
-    with torch.no_grad():
-        for module in list(out.modules()):
-            if parametrize.is_parametrized(module):
-                _own_class(module)
-                for name in list(module.parametrizations):  # type: ignore[arg-type]
+    for module in list(out.modules()):
+        if parametrize.is_parametrized(module):
+            _own_class(module)
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                # with gradients on: that a tensor has one is how torch knows that it is to be a parameter
+                with torch.enable_grad():
                     parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        with torch.no_grad():
             for hook in list(module._forward_pre_hooks.values()):
                 if isinstance(hook, prune.BasePruningMethod):
                     prune.remove(module, hook._tensor_name)

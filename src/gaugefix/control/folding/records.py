@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from gaugefix.control.state import State, save_weights
+from gaugefix.control.folding.reload import Changes, save_folded
+from gaugefix.control.state import State
 from gaugefix.measure import Record
 from gaugefix.symmetry import Units
 
@@ -105,6 +106,7 @@ class FoldResult(Record):
         seconds: of one forward pass, median of several, before and after.
         speedup: ratio of the two.
         refit: what the steps after folding did, if asked for; ``error`` is then that of the refitted model.
+        changes: how the modules differ from those of the original; `load_folded` needs it.
     """
 
     model: nn.Module
@@ -119,6 +121,7 @@ class FoldResult(Record):
     seconds: tuple[float, float]
     speedup: float
     refit: Refit | None = None
+    changes: Changes = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         """Plain data for JSON, without the model.
@@ -129,7 +132,7 @@ class FoldResult(Record):
         return {k: v for k, v in super().to_dict().items() if k != "model"}
 
     def save(self, path: Path | str) -> Path:
-        """Write parameters and buffers as safetensors.
+        """Write parameters and buffers as safetensors, for `load_folded` or any reader of that format.
 
         Args:
             path: of the file.
@@ -137,7 +140,7 @@ class FoldResult(Record):
         Returns:
             The absolute path.
         """
-        return save_weights(self.model, path)
+        return save_folded(self.model, self.changes, path)
 
     def __str__(self) -> str:
         """A few lines for people."""

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gaugefix.errors import ControlError
+from gaugefix.symmetry import Symmetries
 
 
 def check_strength(strength: float) -> float:
     """A finite number ≥ 0."""
-    if not isinstance(strength, int | float) or not math.isfinite(strength) or strength < 0:
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength < math.inf:
         raise ControlError(f"strength must be a number in [0, inf), got {strength!r}.")
     return float(strength)
 
@@ -46,9 +47,14 @@ def holder(module: nn.Module, tensor_name: str) -> tuple[nn.Module, str]:
         The innermost module and the last part of the name.
 
     Raises:
-        ControlError: if there is no such parameter, or it is shared, frozen, not floating point, parametrised already,
-            or inside a recurrent module that reads its weights another way.
+        ControlError: if there is no such module or parameter, or it is shared, frozen, not floating point, parametrised
+            already, or inside a recurrent module that reads its weights another way.
     """
+    if not isinstance(module, nn.Module) or not isinstance(tensor_name, str):
+        raise ControlError(
+            "A module and the name of one of its parameters are needed, (model, 'encoder.0.weight'); got "
+            f"({type(module).__name__}, {tensor_name!r})."
+        )
     parameters = dict(module.named_parameters(remove_duplicate=False))
     path, _, last = tensor_name.rpartition(".")
     submodules = dict(module.named_modules())
@@ -82,6 +88,25 @@ def holder(module: nn.Module, tensor_name: str) -> tuple[nn.Module, str]:
             "Use cells (nn.LSTMCell, nn.GRUCell, nn.RNNCell) instead."
         )
     return inner, last
+
+
+def check_same_model(model: nn.Module, symmetries: object) -> None:
+    """Refuse the search result of a model with other shapes: it would reach a part of the units.
+
+    Args:
+        model: to be constrained.
+        symmetries: a search result, or classes of units, which know no shapes.
+
+    Raises:
+        ControlError: if a tensor has another shape than when it was searched.
+    """
+    shapes = symmetries.shapes if isinstance(symmetries, Symmetries) else {}
+    for name, parameter in model.named_parameters():
+        if name in shapes and tuple(parameter.shape) != tuple(shapes[name]):
+            raise ControlError(
+                f"{name!r} has shape {tuple(parameter.shape)}, and had {tuple(shapes[name])} in the search. Find the "
+                "symmetries of this model again."
+            )
 
 
 def _nearest(name: str, parameters: Mapping[str, object]) -> str:

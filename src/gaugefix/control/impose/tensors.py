@@ -153,7 +153,7 @@ def low_rank(
         raise ControlError(f"{tensor_name!r} has shape {tuple(weight.shape)}; a rank needs two dimensions or more.")
     largest = min(weight.flatten(1).shape)
     rank = largest if rank is None else rank
-    if not isinstance(rank, int) or not 1 <= rank <= largest:
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= largest:
         raise ControlError(f"rank must be an integer in [1, {largest}] for shape {tuple(weight.shape)}, got {rank!r}.")
     return _register(
         module, tensor_name, RankFactors(check_strength(strength), check_spread(spread), weight.shape, rank)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import difflib
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from gaugefix.control.impose.checks import check_finite, check_spread, check_strength, holder
+from gaugefix.control.impose.checks import check_finite, check_same_model, check_spread, check_strength, holder
 from gaugefix.control.impose.factors import positive_factor
 from gaugefix.control.impose.parts import PartFactors, UnitScales, positions_of
 from gaugefix.errors import ControlError
@@ -59,6 +60,7 @@ def prune_units(
         torch.Size([6])
     """  # noqa: DOC502
     strength, spread = check_strength(strength), check_spread(spread)
+    check_same_model(model, symmetries)
     chosen = _choose(symmetries, classes, lambda u: u.kind in _PRUNED, "hidden units, channels or heads")
     labels = _labels(model, chosen)
     n = sum(len(u) for u in chosen)
@@ -120,6 +122,7 @@ def rank(
         ['0.weight: factor 0', '1.weight: factor 0']
     """
     strength = check_strength(strength)
+    check_same_model(model, symmetries)
     rotated = _groups(symmetries, ("GL(", "O("))
     chosen = _choose(symmetries, classes, lambda u: u.name in rotated, "classes with a rotation symmetry")
     usable = rotated | _groups(symmetries, ("R+",))
@@ -152,7 +155,7 @@ def _choose(
     symmetries: Symmetries | Sequence[Units], classes: Sequence[str] | None, default: Callable[[Units], bool], what: str
 ) -> list[Units]:
     units = {u.name: u for u in units_of(symmetries)}
-    shown = ", ".join(f"{u.name!r} ({u.kind})" for u in units.values()) or "none"
+    shown = _shown(units.values())
     if classes is None:
         chosen = [u for u in units.values() if default(u)]
         if not chosen:
@@ -160,8 +163,16 @@ def _choose(
         return chosen
     unknown = [name for name in classes if name not in units]
     if unknown or not classes or isinstance(classes, str):
-        raise ControlError(f"classes must be names of classes of units, got {classes!r}. There are {shown}.")
+        near = [n for name in unknown for n in difflib.get_close_matches(name, units, n=2, cutoff=0.6)]
+        hint = f" Did you mean {', '.join(map(repr, dict.fromkeys(near)))}?" if near else ""
+        raise ControlError(f"classes must be names of classes of units, got {classes!r}.{hint} There are {shown}.")
     return [units[name] for name in dict.fromkeys(classes)]
+
+
+def _shown(units: Iterable[Units], most: int = 12) -> str:
+    """Names and kinds for an error."""
+    named = [f"{u.name!r} ({u.kind})" for u in units]
+    return (", ".join(named[:most]) or "none") + (f" and {len(named) - most} more" if len(named) > most else "")
 
 
 def _parameter(model: nn.Module, s: Slice) -> Tensor:

@@ -27,7 +27,7 @@ def named(params: Parameters) -> dict[str, nn.Parameter]:
         Parameters by name; those that came without one are ``"0.parameter"``, ….
 
     Raises:
-        ControlError: if there is none.
+        ControlError: if there is none, or one is on the meta device.
     """
     if isinstance(params, nn.Module):
         items: list[Any] = list(params.named_parameters())
@@ -37,6 +37,8 @@ def named(params: Parameters) -> dict[str, nn.Parameter]:
     found = {name: p for name, p in pairs if p.requires_grad and p.is_floating_point()}
     if not found:
         raise ControlError("There is no trainable floating-point parameter to decay.")
+    if empty := [name for name, p in found.items() if p.is_meta]:
+        raise ControlError(f"{empty[0]!r} is on the meta device and has no values. Move the model to a device first.")
     return found
 
 
