@@ -96,6 +96,11 @@ from gaugefix.measure.order import order_parameters as order_parameters
 from gaugefix.measure.records import Record as Record
 from gaugefix.measure.settle import Settled as Settled
 from gaugefix.measure.settle import settle as settle
+from gaugefix.measure.sgd_noise import FluctuationCheck as FluctuationCheck
+from gaugefix.measure.sgd_noise import SgdNoiseReport as SgdNoiseReport
+from gaugefix.measure.sgd_noise import decoupling_ratio as decoupling_ratio
+from gaugefix.measure.sgd_noise import fdr_check as fdr_check
+from gaugefix.measure.sgd_noise import sgd_noise_report as sgd_noise_report
 from gaugefix.measure.similarity import CKA as CKA
 from gaugefix.measure.similarity import linear_cka as linear_cka
 from gaugefix.measure.similarity import mutual_knn as mutual_knn
