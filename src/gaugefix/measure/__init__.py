@@ -37,6 +37,8 @@ from gaugefix.measure.equipartition import MatrixEquipartition as MatrixEquipart
 from gaugefix.measure.equipartition import entropy_report as entropy_report
 from gaugefix.measure.equipartition import equipartition_residual as equipartition_residual
 from gaugefix.measure.equipartition import matrix_equipartition as matrix_equipartition
+from gaugefix.measure.escape import EscapePath as EscapePath
+from gaugefix.measure.escape import escape_along_path as escape_along_path
 from gaugefix.measure.extremes import HessianExtremes as HessianExtremes
 from gaugefix.measure.extremes import hessian_extremes as hessian_extremes
 from gaugefix.measure.extremes import lambda_min as lambda_min

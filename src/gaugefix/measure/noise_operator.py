@@ -75,6 +75,15 @@ class NoiseOperator:
     def _losses(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
         return functional_call(self._module, {f"model.{k}": p for k, p in params.items()}, (batch,))  # type: ignore[no-any-return]
 
+    def losses(self) -> Float[Tensor, " n"]:
+        """Loss of every sample.
+
+        Returns:
+            ``(n_samples,)``, detached.
+        """
+        with torch.no_grad():
+            return torch.cat([self._losses(self.params, batch) for batch in self._batches])
+
     def slopes(self, vector: Mapping[str, Tensor]) -> Float[Tensor, " n"]:
         """Slope of every sample's loss along a direction, ∇ℓᵢ·v.
 

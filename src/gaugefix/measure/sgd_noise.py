@@ -212,8 +212,8 @@ def decoupling_ratio(task: Task, *, max_samples: int = 2048, seed: int = 0) -> f
         seed: of the data order.
 
     Returns:
-        The ratio; nan if the loss is zero. Samples with ℓ = 0 have no noise and are left out of the last mean. Cost:
-        that of `gradient_noise`.
+        The ratio; nan if the loss of a sample is zero, where ‖∇f‖ cannot be told from ∇ℓ. Cost: that of
+        `gradient_noise`.
 
     Source: arXiv 2105.09557 (P1), 2102.05375 (E5).
 
@@ -237,10 +237,9 @@ def decoupling_ratio(task: Task, *, max_samples: int = 2048, seed: int = 0) -> f
             if sum(map(len, losses)) >= len(squares):
                 break
     loss = torch.cat(losses)[: len(squares)]
-    some = loss > 0
-    if not some.any():
+    if not (loss > 0).all():
         return math.nan
-    return float(squares.mean() / (loss.mean() * (squares[some] / loss[some]).mean()))
+    return float(squares.mean() / (loss.mean() * (squares / loss).mean()))
 
 
 def _force(task: Task, hessian: HessianOperator) -> float:

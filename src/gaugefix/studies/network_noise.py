@@ -61,8 +61,8 @@ def _run(setting: Setting) -> tuple[np.ndarray, np.ndarray]:
             kept.append(torch.cat([p.flatten(1) for p in params.values()], 1))
         params = {k: p - LR * gradients[k] for k, p in params.items()}
     iterates = torch.stack(kept, 1)  # (seeds, times, P)
-    found = np.array([_scatter(*data[i], iterates[i]) for i in range(len(data))]).transpose(1, 0, 2)
-    return found, sides.numpy()
+    scatter = np.array([_scatter(*data[i], iterates[i]) for i in range(len(data))]).transpose(1, 0, 2)
+    return scatter, sides.numpy()
 
 
 def _scatter(x: Tensor, y: Tensor, iterates: Tensor) -> np.ndarray:

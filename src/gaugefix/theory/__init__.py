@@ -24,6 +24,11 @@ from gaugefix.theory.collapsed_layer import smooth_threshold as smooth_threshold
 from gaugefix.theory.heavy_tail import TailIndex as TailIndex
 from gaugefix.theory.heavy_tail import gaussian_tail_index as gaussian_tail_index
 from gaugefix.theory.heavy_tail import kesten_tail_index as kesten_tail_index
+from gaugefix.theory.log_barrier import EscapeEstimate as EscapeEstimate
+from gaugefix.theory.log_barrier import log_barrier_escape as log_barrier_escape
+from gaugefix.theory.log_barrier import lr_to_escape as lr_to_escape
+from gaugefix.theory.log_barrier import min_batch_to_stay as min_batch_to_stay
+from gaugefix.theory.log_barrier import passage_steps as passage_steps
 from gaugefix.theory.lyapunov import Exponents as Exponents
 from gaugefix.theory.lyapunov import LyapunovAccumulator as LyapunovAccumulator
 from gaugefix.theory.lyapunov import product_exponent as product_exponent
