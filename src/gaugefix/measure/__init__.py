@@ -89,6 +89,7 @@ from gaugefix.measure.normal_blocks import stability_limits as stability_limits
 from gaugefix.measure.optimizer_state import GroupState as GroupState
 from gaugefix.measure.optimizer_state import OptimizerReport as OptimizerReport
 from gaugefix.measure.optimizer_state import ParameterState as ParameterState
+from gaugefix.measure.optimizer_state import amsgrad_effective_lr as amsgrad_effective_lr
 from gaugefix.measure.optimizer_state import optimizer_report as optimizer_report
 from gaugefix.measure.order import DistinctUnits as DistinctUnits
 from gaugefix.measure.order import OrderParameters as OrderParameters
@@ -121,6 +122,9 @@ from gaugefix.measure.topology import neuron_topology as neuron_topology
 from gaugefix.measure.topology import order_breaking_lr as order_breaking_lr
 from gaugefix.measure.topology import topology_step as topology_step
 from gaugefix.measure.topology import unit_pairs as unit_pairs
+from gaugefix.measure.trapped import TrappedPoint as TrappedPoint
+from gaugefix.measure.trapped import directional_curvature as directional_curvature
+from gaugefix.measure.trapped import trapped_point_test as trapped_point_test
 from gaugefix.theory import predict_charge_step as predict_charge_step
 from gaugefix.theory import predict_layerwise_charge_step as predict_layerwise_charge_step
 from gaugefix.theory import predict_momentum_charge_step as predict_momentum_charge_step

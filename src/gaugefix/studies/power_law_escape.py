@@ -37,7 +37,7 @@ DT, TIME, CHAINS, OUT = 0.01, 200.0, 120, 0.8
 DENSITY = ((0.05, 1), (0.1, 1), (0.1, 2), (0.2, 1))  # lr·h and B
 BEYOND = ((0.4, 2), (0.4, 4), (1.0, 4))  # shown, not claimed: the theory is for lr·h ≪ 1
 CLIMB_LR, CLIMB_CHAINS = 0.1, 70
-CLIMBS = {4: (2.0, 2.3, 2.6), 10: (3.0, 4.0, 5.0)}  # n: levels L/L* whose passage times give the slope
+CLIMBS = {4: (2.0, 2.3, 2.6), 10: (3.0, 4.0, 5.0, 6.0)}  # n: levels L/L* whose passage times give the slope
 NET_LR, NET_BATCH, EPOCHS = 0.02, 20, (0, 2, 5, 10, 20)
 
 
@@ -80,7 +80,7 @@ def power_law_escape() -> tuple[Claim, ...]:
         ),
         Claim(
             "noise-and-loss",
-            "Gradient noise is loss × curvature at the start; late on digits it is twice as strong, see the line.",
+            "Gradient noise is loss × curvature at the start; on digits it grows beyond that, see the line.",
             decoupling,
             Tolerance("at the start losses say nothing about gradients of f; later they do", absolute=0.05),
             draw_decoupling,
@@ -157,7 +157,8 @@ def draw_times(axes: Axes, result: Comparison) -> None:
     axes.plot(x, result.predicted[0], "o", ms=9, mfc="none", mec=PREDICTED, mew=1.4, label="predicted")
     errorbars(axes, x, result)
     axes.set_xticks(x, [cell.replace(" lr", "\nlr") for cell in result.cells], fontsize=8)
-    axes.set(ylabel=result.unit, yscale="log", xlim=(-0.5, len(x) - 0.5))
+    scale = "log" if result.curves else "linear"
+    axes.set(ylabel=result.unit, yscale=scale, xlim=(-0.5, len(x) - 0.5))
     axes.legend()
 
 
@@ -198,7 +199,8 @@ def draw_density(axes: Axes, result: Comparison) -> None:
     errorbars(axes, x, result)
     notes = [*zip(DENSITY, x, result.mean, strict=True), *zip(BEYOND, beyond, result.curves["beyond"], strict=True)]
     for (lr, batch), place, value in notes:
-        axes.annotate(f"lr·h={lr:g} B={batch}", (place, value), (6, -10), textcoords="offset points", fontsize=7.5)
+        offset = (-74, 3) if lr in {0.05, 0.2} else (6, -9)
+        axes.annotate(f"lr·h={lr:g} B={batch}", (place, value), offset, textcoords="offset points", fontsize=7.5)
     axes.set(xlabel="1 + B/(lr·h)", ylabel="φ, fitted to the density", xlim=(1, 28), ylim=(1, 24))
     axes.legend()
 

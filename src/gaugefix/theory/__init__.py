@@ -1,5 +1,6 @@
 """PREDICT: closed forms of solvable models, arrays in and arrays out."""
 
+from gaugefix.theory import landscapes as landscapes
 from gaugefix.theory.adaptive_updates import BetaStability as BetaStability
 from gaugefix.theory.adaptive_updates import UpdateMoments as UpdateMoments
 from gaugefix.theory.adaptive_updates import adam_noise_mean_square as adam_noise_mean_square
@@ -21,6 +22,8 @@ from gaugefix.theory.collapsed_layer import homogeneous_threshold as homogeneous
 from gaugefix.theory.collapsed_layer import predicted_rank as predicted_rank
 from gaugefix.theory.collapsed_layer import signal_matrix as signal_matrix
 from gaugefix.theory.collapsed_layer import smooth_threshold as smooth_threshold
+from gaugefix.theory.escape_exponent import EscapeExponent as EscapeExponent
+from gaugefix.theory.escape_exponent import escape_exponent as escape_exponent
 from gaugefix.theory.heavy_tail import TailIndex as TailIndex
 from gaugefix.theory.heavy_tail import gaussian_tail_index as gaussian_tail_index
 from gaugefix.theory.heavy_tail import kesten_tail_index as kesten_tail_index
@@ -44,7 +47,7 @@ from gaugefix.theory.multiplicative_noise import critical_batch as critical_batc
 from gaugefix.theory.multiplicative_noise import critical_lr_estimate as critical_lr_estimate
 from gaugefix.theory.multiplicative_noise import decay_shift as decay_shift
 from gaugefix.theory.multiplicative_noise import decoupled_decay_threshold as decoupled_decay_threshold
-from gaugefix.theory.multiplicative_noise import escape_steps as escape_steps
+from gaugefix.theory.multiplicative_noise import expected_escape_steps as expected_escape_steps
 from gaugefix.theory.multiplicative_noise import exponent_root as exponent_root
 from gaugefix.theory.multiplicative_noise import gaussian_regression_exponent as gaussian_regression_exponent
 from gaugefix.theory.multiplicative_noise import lyapunov_exponent as lyapunov_exponent
