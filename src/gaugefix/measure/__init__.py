@@ -58,6 +58,9 @@ from gaugefix.measure.identities import check_first_order as check_first_order
 from gaugefix.measure.identities import check_second_order as check_second_order
 from gaugefix.measure.identities import flat_basis as flat_basis
 from gaugefix.measure.identities import sharpness_lower_bound as sharpness_lower_bound
+from gaugefix.measure.invariant_sets import TiedNeurons as TiedNeurons
+from gaugefix.measure.invariant_sets import ZeroNeuron as ZeroNeuron
+from gaugefix.measure.invariant_sets import ZeroRank as ZeroRank
 from gaugefix.measure.irreversibility import EchoResult as EchoResult
 from gaugefix.measure.irreversibility import Irreversibility as Irreversibility
 from gaugefix.measure.irreversibility import echo_test as echo_test
@@ -97,6 +100,8 @@ from gaugefix.measure.order import distinct_units as distinct_units
 from gaugefix.measure.order import mirror_distances as mirror_distances
 from gaugefix.measure.order import order_parameters as order_parameters
 from gaugefix.measure.records import Record as Record
+from gaugefix.measure.saddles import SaddleType as SaddleType
+from gaugefix.measure.saddles import saddle_type as saddle_type
 from gaugefix.measure.settle import Settled as Settled
 from gaugefix.measure.settle import settle as settle
 from gaugefix.measure.sgd_noise import FluctuationCheck as FluctuationCheck

@@ -138,7 +138,9 @@ def trapped_point_test(
     operator = NoiseOperator(task, max_samples=max_samples, seed=seed)
     each, slopes = directional_curvature(operator, unit), operator.slopes(unit).double().cpu().numpy()
     rng = np.random.default_rng(seed)
-    drawn = rng.integers(0, len(each), (batches, task.batch_size))
+    # every sample equally often: a mean curvature near zero must not drown in the scatter of the draws
+    passes = math.ceil(batches * task.batch_size / len(each))
+    drawn = rng.permutation(np.tile(np.arange(len(each)), passes))[: batches * task.batch_size].reshape(batches, -1)
     found = escape_exponent(each[drawn].mean(1), task.lr, task.weight_decay, task.momentum, seed=seed)
     single = escape_exponent(each, task.lr, task.weight_decay)
     scale = math.sqrt(float((each**2).mean()))
@@ -150,8 +152,8 @@ def trapped_point_test(
         ""
         if valid
         else (
-            f"the gradients of single samples do not vanish along this direction: within {distance:.2g} of the point their "
-            "noise expels SGD, and the exponent does not decide"
+            f"the gradients of single samples do not vanish along this direction: within {distance:.2g} of the point "
+            "their noise expels SGD, and the exponent does not decide"
         )
     )
     return TrappedPoint(

@@ -12,3 +12,5 @@ from gaugefix.monitor.sinks import JsonlSink as JsonlSink
 from gaugefix.monitor.sinks import LiveSink as LiveSink
 from gaugefix.monitor.sinks import TensorBoardSink as TensorBoardSink
 from gaugefix.monitor.sinks import TrackerSink as TrackerSink
+from gaugefix.monitor.transverse import TransverseExponent as TransverseExponent
+from gaugefix.monitor.transverse import TransverseMonitor as TransverseMonitor

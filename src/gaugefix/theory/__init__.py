@@ -76,3 +76,4 @@ from gaugefix.theory.stationary_distribution import landscape_moments as landsca
 from gaugefix.theory.two_layer_origin import batch_means as batch_means
 from gaugefix.theory.two_layer_origin import origin_exponents as origin_exponents
 from gaugefix.theory.two_layer_origin import origin_phase as origin_phase
+from gaugefix.theory.two_layer_origin import two_layer_phase as two_layer_phase
