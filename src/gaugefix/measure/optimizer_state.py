@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gaugefix.errors import MeasurementError
 from gaugefix.measure.records import Record
-from gaugefix.theory import adam_noise_mean_square, adam_stability, gradient_snr, update_bound
+from gaugefix.theory import adam_noise_rms, adam_stability, gradient_snr, update_bound
 
 Algorithm = Literal["adam", "amsgrad", "laprop"]
 
@@ -30,7 +30,7 @@ class ParameterState(Record):
         name: of the parameter.
         step: number of updates so far.
         rms_update: root mean square of u over the entries.
-        noise_rms: what pure noise would give at this step, √`adam_noise_mean_square`.
+        noise_rms: what pure noise would give at this step, `gaugefix.theory.adam_noise_rms`.
         bound: largest |u| that any gradients can give at this step.
         near_bound: fraction of the entries above half of it: rare, large gradients.
         effective_lr: median of lr/(√v̂ + ε), the rate of a plain gradient step.
@@ -222,7 +222,6 @@ def _parameter(name: str, state: Mapping[str, Any], group: Mapping[str, Any], al
     largest = state.get("max_exp_avg_sq")
     divisor = (v_hat if largest is None else largest.detach().double() / (1 - beta2**step)).sqrt() + eps
     rate = lr / divisor[divisor > 0]
-    noise = adam_noise_mean_square(step, beta1)
     if algorithm == "laprop":
         scale = float(state.get("exp_avg_lr_1", lr * (1 - beta1**step)))
         update = first / scale if scale else torch.zeros_like(first)
@@ -238,7 +237,7 @@ def _parameter(name: str, state: Mapping[str, Any], group: Mapping[str, Any], al
         name=name,
         step=step,
         rms_update=float(update.square().mean().sqrt()),
-        noise_rms=math.sqrt(noise),
+        noise_rms=adam_noise_rms(step, beta1),
         bound=bound,
         near_bound=float((update.abs() > bound / 2).double().mean()),
         effective_lr=float(rate.median()) if rate.numel() else math.inf,

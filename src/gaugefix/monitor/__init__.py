@@ -1,5 +1,6 @@
 """WATCH: what the symmetries of a network do during a training run, live."""
 
+from gaugefix.monitor.adam import AdamStateMonitor as AdamStateMonitor
 from gaugefix.monitor.events import Event as Event
 from gaugefix.monitor.log import LogReader as LogReader
 from gaugefix.monitor.log import MonitorLog as MonitorLog

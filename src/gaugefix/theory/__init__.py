@@ -4,6 +4,7 @@ from gaugefix.theory import landscapes as landscapes
 from gaugefix.theory.adaptive_updates import BetaStability as BetaStability
 from gaugefix.theory.adaptive_updates import UpdateMoments as UpdateMoments
 from gaugefix.theory.adaptive_updates import adam_noise_mean_square as adam_noise_mean_square
+from gaugefix.theory.adaptive_updates import adam_noise_rms as adam_noise_rms
 from gaugefix.theory.adaptive_updates import adam_stability as adam_stability
 from gaugefix.theory.adaptive_updates import gaussian_update_moments as gaussian_update_moments
 from gaugefix.theory.adaptive_updates import gradient_snr as gradient_snr
