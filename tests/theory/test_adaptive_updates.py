@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gaugefix.theory import (
     adam_noise_mean_square,
+    adam_noise_rms,
     adam_stability,
     gaussian_update_moments,
     gradient_snr,
@@ -39,6 +40,16 @@ def test_uniform_weights_have_a_closed_form(t):
     assert found.variance_abs == pytest.approx(1 - mean**2, abs=2e-6)
 
 
+def test_any_weights_will_do_and_only_their_ratios_count():
+    t, beta2 = 7, 0.9
+    weights = beta2 ** np.arange(t - 1, -1, -1.0)
+    given, own = gaussian_update_moments(t, weights=5 * weights), gaussian_update_moments(t, beta2)
+    assert given.mean_square == pytest.approx(own.mean_square)
+    assert given.mean_abs == pytest.approx(own.mean_abs)
+    with pytest.raises(ValueError, match="3 positive"):
+        gaussian_update_moments(3, weights=np.array([1.0, 0.0, 1.0]))
+
+
 def test_moments_of_rmsprop_are_those_of_samples():
     samples = np.random.default_rng(0).standard_normal((30, 200_000))
     for t, u in enumerate(_updates(samples, 0.0, 0.99), 1):
@@ -60,6 +71,7 @@ def test_momentum_makes_the_first_updates_large():
     for t, u in enumerate(_updates(samples, 0.9, 0.9999), 1):
         if t in {1, 2, 10, 50}:
             assert (u**2).mean() == pytest.approx(adam_noise_mean_square(t, 0.9), rel=0.04)
+            assert math.sqrt((u**2).mean()) == pytest.approx(adam_noise_rms(t, 0.9), rel=0.02)
 
 
 @given(

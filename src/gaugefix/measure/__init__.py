@@ -37,6 +37,8 @@ from gaugefix.measure.equipartition import MatrixEquipartition as MatrixEquipart
 from gaugefix.measure.equipartition import entropy_report as entropy_report
 from gaugefix.measure.equipartition import equipartition_residual as equipartition_residual
 from gaugefix.measure.equipartition import matrix_equipartition as matrix_equipartition
+from gaugefix.measure.escape import EscapePath as EscapePath
+from gaugefix.measure.escape import escape_along_path as escape_along_path
 from gaugefix.measure.extremes import HessianExtremes as HessianExtremes
 from gaugefix.measure.extremes import hessian_extremes as hessian_extremes
 from gaugefix.measure.extremes import lambda_min as lambda_min
@@ -56,6 +58,9 @@ from gaugefix.measure.identities import check_first_order as check_first_order
 from gaugefix.measure.identities import check_second_order as check_second_order
 from gaugefix.measure.identities import flat_basis as flat_basis
 from gaugefix.measure.identities import sharpness_lower_bound as sharpness_lower_bound
+from gaugefix.measure.invariant_sets import TiedNeurons as TiedNeurons
+from gaugefix.measure.invariant_sets import ZeroNeuron as ZeroNeuron
+from gaugefix.measure.invariant_sets import ZeroRank as ZeroRank
 from gaugefix.measure.irreversibility import EchoResult as EchoResult
 from gaugefix.measure.irreversibility import Irreversibility as Irreversibility
 from gaugefix.measure.irreversibility import echo_test as echo_test
@@ -87,6 +92,7 @@ from gaugefix.measure.normal_blocks import stability_limits as stability_limits
 from gaugefix.measure.optimizer_state import GroupState as GroupState
 from gaugefix.measure.optimizer_state import OptimizerReport as OptimizerReport
 from gaugefix.measure.optimizer_state import ParameterState as ParameterState
+from gaugefix.measure.optimizer_state import amsgrad_effective_lr as amsgrad_effective_lr
 from gaugefix.measure.optimizer_state import optimizer_report as optimizer_report
 from gaugefix.measure.order import DistinctUnits as DistinctUnits
 from gaugefix.measure.order import OrderParameters as OrderParameters
@@ -94,8 +100,15 @@ from gaugefix.measure.order import distinct_units as distinct_units
 from gaugefix.measure.order import mirror_distances as mirror_distances
 from gaugefix.measure.order import order_parameters as order_parameters
 from gaugefix.measure.records import Record as Record
+from gaugefix.measure.saddles import SaddleType as SaddleType
+from gaugefix.measure.saddles import saddle_type as saddle_type
 from gaugefix.measure.settle import Settled as Settled
 from gaugefix.measure.settle import settle as settle
+from gaugefix.measure.sgd_noise import FluctuationCheck as FluctuationCheck
+from gaugefix.measure.sgd_noise import SgdNoiseReport as SgdNoiseReport
+from gaugefix.measure.sgd_noise import decoupling_ratio as decoupling_ratio
+from gaugefix.measure.sgd_noise import fdr_check as fdr_check
+from gaugefix.measure.sgd_noise import sgd_noise_report as sgd_noise_report
 from gaugefix.measure.similarity import CKA as CKA
 from gaugefix.measure.similarity import linear_cka as linear_cka
 from gaugefix.measure.similarity import mutual_knn as mutual_knn
@@ -114,6 +127,9 @@ from gaugefix.measure.topology import neuron_topology as neuron_topology
 from gaugefix.measure.topology import order_breaking_lr as order_breaking_lr
 from gaugefix.measure.topology import topology_step as topology_step
 from gaugefix.measure.topology import unit_pairs as unit_pairs
+from gaugefix.measure.trapped import TrappedPoint as TrappedPoint
+from gaugefix.measure.trapped import directional_curvature as directional_curvature
+from gaugefix.measure.trapped import trapped_point_test as trapped_point_test
 from gaugefix.theory import predict_charge_step as predict_charge_step
 from gaugefix.theory import predict_layerwise_charge_step as predict_layerwise_charge_step
 from gaugefix.theory import predict_momentum_charge_step as predict_momentum_charge_step

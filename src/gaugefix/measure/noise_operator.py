@@ -75,6 +75,29 @@ class NoiseOperator:
     def _losses(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
         return functional_call(self._module, {f"model.{k}": p for k, p in params.items()}, (batch,))  # type: ignore[no-any-return]
 
+    def losses(self) -> Float[Tensor, " n"]:
+        """Loss of every sample.
+
+        Returns:
+            ``(n_samples,)``, detached.
+        """
+        with torch.no_grad():
+            return torch.cat([self._losses(self.params, batch) for batch in self._batches])
+
+    def losses_along(self, vector: Mapping[str, Tensor], t: Tensor) -> Float[Tensor, " n"]:
+        """Loss of every sample at θ + t·v, differentiable in t.
+
+        Args:
+            vector: v, tensors by parameter name; missing ones are zero.
+            t: a scalar.
+
+        Returns:
+            ``(n_samples,)``.
+        """
+        moved = {k: self.params[k] + t * v.to(self.params[k]) for k, v in vector.items()}
+        with differentiable_attention():
+            return torch.cat([self._losses({**self.params, **moved}, batch) for batch in self._batches])
+
     def slopes(self, vector: Mapping[str, Tensor]) -> Float[Tensor, " n"]:
         """Slope of every sample's loss along a direction, ∇ℓᵢ·v.
 

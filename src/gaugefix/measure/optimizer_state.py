@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gaugefix.errors import MeasurementError
 from gaugefix.measure.records import Record
-from gaugefix.theory import adam_noise_mean_square, adam_stability, gradient_snr, update_bound
+from gaugefix.theory import adam_noise_rms, adam_stability, gradient_snr, update_bound
 
 Algorithm = Literal["adam", "amsgrad", "laprop"]
 
@@ -30,7 +30,7 @@ class ParameterState(Record):
         name: of the parameter.
         step: number of updates so far.
         rms_update: root mean square of u over the entries.
-        noise_rms: what pure noise would give at this step, √`adam_noise_mean_square`.
+        noise_rms: what pure noise would give at this step, `gaugefix.theory.adam_noise_rms`.
         bound: largest |u| that any gradients can give at this step.
         near_bound: fraction of the entries above half of it: rare, large gradients.
         effective_lr: median of lr/(√v̂ + ε), the rate of a plain gradient step.
@@ -153,6 +153,49 @@ def optimizer_report(optimizer: torch.optim.Optimizer, model: nn.Module) -> Opti
     return OptimizerReport(tuple(groups), tuple(parameters), _together(like_adam, groups), tuple(skipped))
 
 
+def amsgrad_effective_lr(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The learning rates that AMSGrad has frozen to, lr/(√v̂_max + ε), entry by entry.
+
+    Once gradients shrink, the largest second moment no longer changes: AMSGrad is then SGD with these rates, and is
+    held at a saddle or a maximum where `gaugefix.theory.escape_exponent` at them is negative.
+
+    Args:
+        optimizer: ``torch.optim.Adam`` or ``AdamW`` with ``amsgrad=True``.
+
+    Returns:
+        One tensor per parameter that has been updated, in the order of the groups; inf where no gradient has been and
+        ε = 0.
+
+    Raises:
+        MeasurementError: if a group is not AMSGrad's, or nothing has been updated.
+
+    Source: arXiv 2107.11774 (C4).
+
+    Example:
+        >>> w = nn.Parameter(torch.tensor([2.0]))
+        >>> adam = torch.optim.Adam([w], lr=0.1, amsgrad=True)
+        >>> w.grad = torch.tensor([4.0])
+        >>> adam.step()
+        >>> [round(rate.item(), 4) for rate in amsgrad_effective_lr(adam)]
+        [0.025]
+    """
+    rates = []
+    for index, group in enumerate(optimizer.param_groups):
+        if not group.get("amsgrad"):
+            raise MeasurementError(
+                f"amsgrad_effective_lr: group {index} of {type(optimizer).__name__} has no amsgrad=True; the rates of "
+                "other optimisers still move, see optimizer_report."
+            )
+        for p in group["params"]:
+            if p in optimizer.state:
+                state = optimizer.state[p]
+                largest = state["max_exp_avg_sq"].detach().double() / (1 - group["betas"][1] ** int(state["step"]))
+                rates.append(float(group["lr"]) / (largest.sqrt() + float(group["eps"])))
+    if not rates:
+        raise MeasurementError("amsgrad_effective_lr: no parameter has been updated yet.")
+    return rates
+
+
 def _algorithm(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> Algorithm:
     states = [optimizer.state[p] for p in group["params"] if p in optimizer.state]
     if any("exp_avg_lr_1" in s for s in states) or type(optimizer).__name__ == "LaProp":
@@ -179,7 +222,6 @@ def _parameter(name: str, state: Mapping[str, Any], group: Mapping[str, Any], al
     largest = state.get("max_exp_avg_sq")
     divisor = (v_hat if largest is None else largest.detach().double() / (1 - beta2**step)).sqrt() + eps
     rate = lr / divisor[divisor > 0]
-    noise = adam_noise_mean_square(step, beta1)
     if algorithm == "laprop":
         scale = float(state.get("exp_avg_lr_1", lr * (1 - beta1**step)))
         update = first / scale if scale else torch.zeros_like(first)
@@ -195,7 +237,7 @@ def _parameter(name: str, state: Mapping[str, Any], group: Mapping[str, Any], al
         name=name,
         step=step,
         rms_update=float(update.square().mean().sqrt()),
-        noise_rms=math.sqrt(noise),
+        noise_rms=adam_noise_rms(step, beta1),
         bound=bound,
         near_bound=float((update.abs() > bound / 2).double().mean()),
         effective_lr=float(rate.median()) if rate.numel() else math.inf,

@@ -7,6 +7,8 @@ in the same step. With momentum the pair (z, buffer) is what is multiplied.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,21 +16,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gaugefix.errors import MeasurementError
 from gaugefix.measure.batches import batch_gradient, endless
-from gaugefix.measure.classes import exact_copy
+from gaugefix.measure.classes import exact_copy, to_dtype
+from gaugefix.measure.invariant_sets import InvariantSet
 from gaugefix.measure.perexample import trainable
 from gaugefix.symmetry import DenseMirror, Mirror, mirror_from_matrix
 from gaugefix.task import Batch, Task
 
 _LISTED = 100_000_000
 
-Directions = Mirror | DenseMirror | Tensor | np.ndarray
+Directions = Mirror | DenseMirror | InvariantSet | Tensor | np.ndarray
 
 
 def as_mirror(directions: Directions, task: Task, name: str = "directions") -> Mirror | DenseMirror:
     """A mirror from what a user gives.
 
     Args:
-        directions: a mirror, or a matrix ``(P, k)`` over the stacked trainable parameters.
+        directions: a mirror, an invariant set such as `ZeroNeuron`, or a matrix ``(P, k)`` over the stacked trainable
+            parameters.
         task: gives the parameters.
         name: for a matrix.
 
@@ -42,6 +46,8 @@ def as_mirror(directions: Directions, task: Task, name: str = "directions") -> M
     if isinstance(directions, Tensor | np.ndarray):
         matrix = torch.as_tensor(directions, dtype=torch.float64)
         return mirror_from_matrix(matrix, {k: p.detach() for k, p in params.items()}, name=name)
+    if isinstance(directions, InvariantSet):
+        directions = directions.mirror(task.model)
     for k in directions.parameters:
         if k not in params:
             raise MeasurementError(
@@ -159,14 +165,38 @@ class TangentPath:
 
         Raises:
             MeasurementError: if the gradient is not finite.
+        """  # noqa: DOC502
+        return self._carry(next(self._batches), self._task.lr, self._decay, self._task.momentum)
+
+    def follow(
+        self, params: Mapping[str, Tensor], batch: Batch, *, lr: float, weight_decay: float, momentum: float = 0.0
+    ) -> float:
+        """One step of z along a run that is trained elsewhere; for a path that is frozen itself.
+
+        Args:
+            params: of that run before its step; their projection on the plane is where z is carried.
+            batch: of that step.
+            lr: its learning rate.
+            weight_decay: λ.
+            momentum: heavy-ball momentum.
+
+        Returns:
+            As `step`.
         """
-        lr, momentum = self._task.lr, self._task.momentum
-        gradients, pushed = self._derivatives(next(self._batches))
+        with torch.no_grad():
+            for k, p in self.params.items():
+                p.copy_(params[k])
+        self.distance = self._mirror.distance(self._all)
+        self._normal.project_(self._all)
+        return self._carry(to_dtype(batch, next(iter(self.params.values())).dtype), lr, weight_decay, momentum)
+
+    def _carry(self, batch: Batch, lr: float, weight_decay: float, momentum: float) -> float:
+        gradients, pushed = self._derivatives(batch)
         if not all(bool(torch.isfinite(g).all()) for g in gradients.values()):
             raise MeasurementError(
                 f"Mirror {self._mirror.name!r}: the run on the plane diverges at lr = {lr:g}. Lower the learning rate."
             )
-        self._z_buffer = momentum * self._z_buffer + pushed + self._decay * self._z
+        self._z_buffer = momentum * self._z_buffer + pushed + weight_decay * self._z
         self._z = self._z - lr * self._z_buffer
         if not self._frozen:
             self._advance(gradients)

@@ -1,5 +1,6 @@
 """WATCH: what the symmetries of a network do during a training run, live."""
 
+from gaugefix.monitor.adam import AdamStateMonitor as AdamStateMonitor
 from gaugefix.monitor.events import Event as Event
 from gaugefix.monitor.log import LogReader as LogReader
 from gaugefix.monitor.log import MonitorLog as MonitorLog
@@ -12,3 +13,5 @@ from gaugefix.monitor.sinks import JsonlSink as JsonlSink
 from gaugefix.monitor.sinks import LiveSink as LiveSink
 from gaugefix.monitor.sinks import TensorBoardSink as TensorBoardSink
 from gaugefix.monitor.sinks import TrackerSink as TrackerSink
+from gaugefix.monitor.transverse import TransverseExponent as TransverseExponent
+from gaugefix.monitor.transverse import TransverseMonitor as TransverseMonitor

@@ -1,8 +1,10 @@
 """PREDICT: closed forms of solvable models, arrays in and arrays out."""
 
+from gaugefix.theory import landscapes as landscapes
 from gaugefix.theory.adaptive_updates import BetaStability as BetaStability
 from gaugefix.theory.adaptive_updates import UpdateMoments as UpdateMoments
 from gaugefix.theory.adaptive_updates import adam_noise_mean_square as adam_noise_mean_square
+from gaugefix.theory.adaptive_updates import adam_noise_rms as adam_noise_rms
 from gaugefix.theory.adaptive_updates import adam_stability as adam_stability
 from gaugefix.theory.adaptive_updates import gaussian_update_moments as gaussian_update_moments
 from gaugefix.theory.adaptive_updates import gradient_snr as gradient_snr
@@ -21,12 +23,25 @@ from gaugefix.theory.collapsed_layer import homogeneous_threshold as homogeneous
 from gaugefix.theory.collapsed_layer import predicted_rank as predicted_rank
 from gaugefix.theory.collapsed_layer import signal_matrix as signal_matrix
 from gaugefix.theory.collapsed_layer import smooth_threshold as smooth_threshold
+from gaugefix.theory.escape_exponent import EscapeExponent as EscapeExponent
+from gaugefix.theory.escape_exponent import escape_exponent as escape_exponent
+from gaugefix.theory.heavy_tail import TailIndex as TailIndex
+from gaugefix.theory.heavy_tail import gaussian_tail_index as gaussian_tail_index
+from gaugefix.theory.heavy_tail import kesten_tail_index as kesten_tail_index
+from gaugefix.theory.log_barrier import EscapeEstimate as EscapeEstimate
+from gaugefix.theory.log_barrier import log_barrier_escape as log_barrier_escape
+from gaugefix.theory.log_barrier import lr_to_escape as lr_to_escape
+from gaugefix.theory.log_barrier import min_batch_to_stay as min_batch_to_stay
+from gaugefix.theory.log_barrier import passage_steps as passage_steps
 from gaugefix.theory.lyapunov import Exponents as Exponents
 from gaugefix.theory.lyapunov import LyapunovAccumulator as LyapunovAccumulator
 from gaugefix.theory.lyapunov import product_exponent as product_exponent
 from gaugefix.theory.lyapunov import verdict as verdict
 from gaugefix.theory.matrix_factorization import gram_rank as gram_rank
 from gaugefix.theory.matrix_factorization import gram_spectrum as gram_spectrum
+from gaugefix.theory.mean_square import MeanSquare as MeanSquare
+from gaugefix.theory.mean_square import mean_square_limit as mean_square_limit
+from gaugefix.theory.mean_square import second_moment_radius as second_moment_radius
 from gaugefix.theory.mirror_plane import critical_decay as critical_decay
 from gaugefix.theory.mirror_plane import growth_rates as growth_rates
 from gaugefix.theory.moment_matching import n_atoms as n_atoms
@@ -35,7 +50,7 @@ from gaugefix.theory.multiplicative_noise import critical_batch as critical_batc
 from gaugefix.theory.multiplicative_noise import critical_lr_estimate as critical_lr_estimate
 from gaugefix.theory.multiplicative_noise import decay_shift as decay_shift
 from gaugefix.theory.multiplicative_noise import decoupled_decay_threshold as decoupled_decay_threshold
-from gaugefix.theory.multiplicative_noise import escape_steps as escape_steps
+from gaugefix.theory.multiplicative_noise import expected_escape_steps as expected_escape_steps
 from gaugefix.theory.multiplicative_noise import exponent_root as exponent_root
 from gaugefix.theory.multiplicative_noise import gaussian_regression_exponent as gaussian_regression_exponent
 from gaugefix.theory.multiplicative_noise import lyapunov_exponent as lyapunov_exponent
@@ -47,8 +62,16 @@ from gaugefix.theory.product_collapse import zero_exponent as zero_exponent
 from gaugefix.theory.product_regression import product_growth as product_growth
 from gaugefix.theory.product_regression import product_minimum as product_minimum
 from gaugefix.theory.product_regression import relearning_slope as relearning_slope
+from gaugefix.theory.quadratic_noise import Fluctuation as Fluctuation
+from gaugefix.theory.quadratic_noise import stationary_covariance as stationary_covariance
 from gaugefix.theory.redundant_factors import factor_decay as factor_decay
 from gaugefix.theory.redundant_factors import steps_to_zero as steps_to_zero
+from gaugefix.theory.regression_noise import LinearStationary as LinearStationary
+from gaugefix.theory.regression_noise import RegressionNoise as RegressionNoise
+from gaugefix.theory.regression_noise import equivalent_lr as equivalent_lr
+from gaugefix.theory.regression_noise import label_noise_sgd as label_noise_sgd
+from gaugefix.theory.regression_noise import linear_sgd_stationary as linear_sgd_stationary
+from gaugefix.theory.regression_noise import ridge_sgd as ridge_sgd
 from gaugefix.theory.stability_window import critical_lr as critical_lr
 from gaugefix.theory.stability_window import stability_window as stability_window
 from gaugefix.theory.stationary_distribution import StationaryDistribution as StationaryDistribution
@@ -56,3 +79,4 @@ from gaugefix.theory.stationary_distribution import landscape_moments as landsca
 from gaugefix.theory.two_layer_origin import batch_means as batch_means
 from gaugefix.theory.two_layer_origin import origin_exponents as origin_exponents
 from gaugefix.theory.two_layer_origin import origin_phase as origin_phase
+from gaugefix.theory.two_layer_origin import two_layer_phase as two_layer_phase

@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 
 _LIMIT_STEPS = 2000
 
@@ -47,7 +48,9 @@ class BetaStability:
     max_update: float
 
 
-def gaussian_update_moments(t: int, beta2: float) -> UpdateMoments:
+def gaussian_update_moments(
+    t: int, beta2: float = 1.0, weights: Float[np.ndarray, " t"] | None = None
+) -> UpdateMoments:
     """Exact moments of RMSProp's (Adam's with β₁ = 0) update at step t under pure noise.
 
     With the newest weight w and the others w_i of v̂,
@@ -60,12 +63,13 @@ def gaussian_update_moments(t: int, beta2: float) -> UpdateMoments:
     Args:
         t: step, from 1.
         beta2: β₂ in [0, 1]; 1 is the plain average of AdaGrad.
+        weights: any other weights of g_1² to g_t² in v̂ instead, positive, the newest last; they are normalised.
 
     Returns:
         The moments, to about 1e-6. Steps beyond 2000 use the value there.
 
     Raises:
-        ValueError: if ``t`` < 1 or ``beta2`` is outside [0, 1].
+        ValueError: if ``t`` < 1, ``beta2`` is outside [0, 1], or the weights are not t positive numbers.
 
     Source: arXiv 2105.07222.
 
@@ -76,11 +80,16 @@ def gaussian_update_moments(t: int, beta2: float) -> UpdateMoments:
     _check_step(t)
     if not 0 <= beta2 <= 1:
         raise ValueError(f"beta2 must be in [0, 1], got {beta2!r}.")
-    t = min(t, _LIMIT_STEPS)
-    if t == 1 or beta2 == 0:
+    if weights is None:
+        t = min(t, _LIMIT_STEPS)
+        given = beta2 ** np.arange(t - 1, -1, -1.0)
+    else:
+        given = np.asarray(weights, dtype=float)
+        if given.shape != (t,) or not (np.isfinite(given).all() and (given > 0).all()):
+            raise ValueError(f"weights must be {t} positive numbers, got shape {given.shape}.")
+    if t == 1 or (weights is None and beta2 == 0):
         return UpdateMoments(1.0, 1.0, 0.0)
-    weights = beta2 ** np.arange(t - 1, -1, -1.0)
-    weights /= weights.sum()
+    weights = given / given.sum()
     x = np.linspace(-40, 40, 8001)
     s = np.exp(x)
     rest = np.zeros_like(s)
@@ -116,6 +125,25 @@ def adam_noise_mean_square(t: int, beta1: float) -> float:
     _check_beta("beta1", beta1)
     power = beta1**t
     return (1 - beta1) * (1 + power) / ((1 + beta1) * (1 - power))
+
+
+def adam_noise_rms(t: int, beta1: float) -> float:
+    """Root mean square of Adam's update under pure noise, the square root of `adam_noise_mean_square`.
+
+    Args:
+        t: step, from 1.
+        beta1: β₁ in [0, 1).
+
+    Returns:
+        The size to compare ‖Δθ‖/(lr·√P) with: above it there is a signal.
+
+    Source: arXiv 2105.07222.
+
+    Example:
+        >>> round(adam_noise_rms(1000, 0.9), 3)
+        0.229
+    """
+    return math.sqrt(adam_noise_mean_square(t, beta1))
 
 
 def update_bound(t: int, beta1: float, beta2: float) -> float:

@@ -186,7 +186,7 @@ def decoupled_decay_threshold(exponent: float, lr: float) -> float:
     return max(0.0, -math.expm1(-exponent) / lr)
 
 
-def escape_steps(exponent: float, start: float, end: float) -> float:
+def expected_escape_steps(exponent: float, start: float, end: float) -> float:
     """Mean number of steps from |z| = ``start`` to |z| = ``end`` of a log|z| that drifts by Λ.
 
     Args:
@@ -203,11 +203,11 @@ def escape_steps(exponent: float, start: float, end: float) -> float:
     Source: arXiv 2107.11774 (C2).
 
     Example:
-        >>> escape_steps(0.01, 1e-6, 1e-2)
+        >>> expected_escape_steps(0.01, 1e-6, 1e-2)
         921.03...
     """
     if not 0 < start < end:
-        raise ValueError(f"escape_steps needs 0 < start < end, got start={start!r}, end={end!r}.")
+        raise ValueError(f"expected_escape_steps needs 0 < start < end, got start={start!r}, end={end!r}.")
     return math.log(end / start) / exponent if exponent > 0 else math.inf
 
 

@@ -70,6 +70,27 @@ def origin_phase(signals: Float[np.ndarray, " n"], lr: float, weight_decay: floa
     return "II" if minus > 0 else "III"
 
 
+def two_layer_phase(chi: Float[np.ndarray, " n"], lr: float, batch_size: int = 1, weight_decay: float = 0.0) -> Phase:
+    """The phase of SGD with batches drawn from given samples.
+
+    Args:
+        chi: xy of the samples, equally likely, with a positive mean.
+        lr: learning rate.
+        batch_size: B; all n^B batches are listed, up to a million.
+        weight_decay: λ.
+
+    Returns:
+        As `origin_phase`.
+
+    Source: arXiv 2303.13093 (L8).
+
+    Example:
+        >>> [two_layer_phase(np.array([2.0, -1.0]), 0.9, b) for b in (1, 2, 3)]  # noise does it, and goes with 1/B
+        ['II', 'III', 'Ib']
+    """
+    return origin_phase(batch_means(chi, batch_size), lr, weight_decay)
+
+
 def batch_means(values: Float[np.ndarray, " n"], batch_size: int) -> Float[np.ndarray, " m"]:
     """Means over all n^B equally likely batches drawn with replacement; for small n^B.
 
