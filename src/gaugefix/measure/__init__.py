@@ -96,6 +96,10 @@ from gaugefix.measure.order import order_parameters as order_parameters
 from gaugefix.measure.records import Record as Record
 from gaugefix.measure.settle import Settled as Settled
 from gaugefix.measure.settle import settle as settle
+from gaugefix.measure.sharpness import GradientFluctuation as GradientFluctuation
+from gaugefix.measure.sharpness import HessianTrace as HessianTrace
+from gaugefix.measure.sharpness import gradient_fluctuation as gradient_fluctuation
+from gaugefix.measure.sharpness import hessian_trace as hessian_trace
 from gaugefix.measure.similarity import CKA as CKA
 from gaugefix.measure.similarity import linear_cka as linear_cka
 from gaugefix.measure.similarity import mutual_knn as mutual_knn

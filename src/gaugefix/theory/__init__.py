@@ -21,6 +21,9 @@ from gaugefix.theory.collapsed_layer import homogeneous_threshold as homogeneous
 from gaugefix.theory.collapsed_layer import predicted_rank as predicted_rank
 from gaugefix.theory.collapsed_layer import signal_matrix as signal_matrix
 from gaugefix.theory.collapsed_layer import smooth_threshold as smooth_threshold
+from gaugefix.theory.deep_linear_hessian import initial_sharpness as initial_sharpness
+from gaugefix.theory.deep_linear_hessian import layer_sum as layer_sum
+from gaugefix.theory.deep_linear_sharpness import DeepLinearSharpness as DeepLinearSharpness
 from gaugefix.theory.lyapunov import Exponents as Exponents
 from gaugefix.theory.lyapunov import LyapunovAccumulator as LyapunovAccumulator
 from gaugefix.theory.lyapunov import product_exponent as product_exponent

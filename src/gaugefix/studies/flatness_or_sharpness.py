@@ -1,0 +1,324 @@
+"""SGD seeks neither flat nor sharp minima: it seeks the one whose gradients fluctuate least.
+
+A deep linear network W_D…W₁x has a whole manifold of minima. Gradient noise drifts along it to the point of least
+𝒮 = E‖∇ℓ‖², which has a closed form, and so has its sharpness T = Tr ∇²L. If the labels of all outputs are equally
+noisy that point is the flattest of all. If they are not it is sharper, by a factor that grows with the imbalance: a
+flat network sharpens, a sharp one flattens, and full-batch descent does neither.
+
+The study minimises the fluctuation numerically, runs SGD on ensembles of three-layer networks, and trains a ReLU
+network on digits with noise of one total size, spread equally over the outputs or not. The loss is ½‖y − f‖².
+
+Source: Yizhou Xu, Pierfrancesco Beneventano, Isaac Chuang and Liu Ziyin, "Does SGD Seek Flatness or Sharpness? An
+Exactly Solvable Model", arXiv 2602.05065.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gaugefix.studies.digits import digits
+from gaugefix.studies.figures import MEASURED, NEUTRAL, PREDICTED, draw_against, draw_identity
+from gaugefix.studies.framework import Claim, Comparison, Evidence, Setting, Tolerance, labels
+from gaugefix.studies.linear_networks import train_linear
+from gaugefix.studies.registry import study
+from gaugefix.theory.deep_linear_hessian import initial_sharpness, layer_sum
+from gaugefix.theory.deep_linear_sharpness import DeepLinearSharpness
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+F64 = torch.float64
+DEPTHS, OUT, IN = (2, 3), 3, 3  # random problems whose fluctuation is minimised; depth 4 in the full setting
+PENALTY = 1e-4  # weight of the fluctuation beside the loss
+RATIOS = (1.0, 0.6, 0.4, 0.3)  # noise of output 2 relative to output 1; V = Σ_x = 1, three layers of width 2
+LR, BATCH, STEPS, REPLICAS = 0.1, 20, 16_000, 4
+SHARP = 2.0  # the sharp start: first layer scaled up by this, last layer down
+DIGITS_WIDTH, DIGITS_LR, DIGITS_BATCH, DIGITS_STEPS = 32, 0.05, 16, 6000
+NOISES = (1.0, 0.1)  # standard deviations of the labels of classes 0–4 and 5–9
+
+
+@study("2602.05065")
+def flatness_or_sharpness() -> tuple[Claim, ...]:
+    """The claims, in the order of the argument."""
+    return (
+        Claim(
+            "closed-form",
+            "The minimum of least gradient fluctuation has a closed-form sharpness, at any depth.",
+            least_fluctuation,
+            Tolerance("the fluctuation is added to the loss with a small weight", relative=2e-3),
+            draw_identity,
+            unit="sharpness",
+        ),
+        Claim(
+            "selected",
+            "SGD goes there from flat and from sharp starts; the more unequal the label noise, the sharper.",
+            selected_sharpness,
+            Tolerance("finite step size lowers it, and the drift ends slowly for unequal noise", relative=0.08),
+            draw_selected,
+            unit="sharpness after SGD",
+        ),
+        Claim(
+            "whitened",
+            "With equal noise, here from the loss ½rᵀΣ⁻¹r, it is the flattest minimum of all.",
+            whitened_sharpness,
+            Tolerance("finite step size", relative=0.05),
+            unit="sharpness / least sharpness",
+        ),
+        Claim(
+            "full-batch",
+            "The drift needs noise: full-batch descent from the same points keeps its sharpness.",
+            full_batch_drift,
+            Tolerance("none: these points are minima of the loss", absolute=1e-9),
+            unit="change of sharpness",
+        ),
+        Claim(
+            "largest",
+            "The largest eigenvalue of the Hessian is predicted too.",
+            largest_eigenvalues,
+            Tolerance("rounding", relative=1e-9),
+            draw_identity,
+            unit="largest eigenvalue",
+        ),
+        Claim(
+            "initial",
+            "The sharpness at random initial weights is known, so whether training will sharpen or flatten is as well.",
+            initial_traces,
+            Tolerance("a mean over 4000 draws", relative=0.04),
+            draw_against("depth"),
+            unit="sharpness at the start",
+        ),
+        Claim(
+            "digits",
+            "A ReLU network on digits ends sharper with unequal label noise than with equal noise of the same total.",
+            digits_ratio,
+            Tolerance("an inequality", relation=">="),
+            draw_digits,
+            unit="ratio of sharpness",
+        ),
+    )
+
+
+# Closed forms
+
+
+@cache
+def _random_models(seeds: tuple[int, ...], depths: tuple[int, ...]) -> list[list[DeepLinearSharpness]]:
+    found = []
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        signal, x, noise = rng.standard_normal((OUT, IN)), rng.standard_normal((IN, 8)), rng.standard_normal((OUT, 8))
+        found.append([DeepLinearSharpness(signal, x @ x.T / 8, noise @ noise.T / 8, d) for d in depths])
+    return found
+
+
+def least_fluctuation(setting: Setting) -> Evidence:
+    """L-BFGS on the loss plus a small multiple of the fluctuation, from random weights."""
+    depths = DEPTHS + setting.choose((), (4,))
+    models = _random_models(setting.seeds, depths)
+    measured = [[_minimise(m, seed) for m in row] for seed, row in zip(setting.seeds, models, strict=True)]
+    return Evidence(np.array([[m.trace for m in row] for row in models]), np.array(measured), labels("D", depths))
+
+
+def _minimise(model: DeepLinearSharpness, seed: int) -> float:
+    generator = torch.Generator().manual_seed(seed)
+    moment, noise, signal = map(torch.from_numpy, (model.input_cov, model.noise_cov, model.signal))
+    weights = [
+        (torch.eye(OUT, dtype=F64) + 0.5 * torch.randn(OUT, IN, generator=generator, dtype=F64)).requires_grad_()
+        for _ in range(model.depth)
+    ]
+    solver = torch.optim.LBFGS(
+        weights, max_iter=3000, history_size=30, tolerance_grad=1e-10, tolerance_change=1e-16,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
+
+    def closure() -> float:
+        solver.zero_grad()
+        below, above = [torch.eye(IN, dtype=F64)], [torch.eye(OUT, dtype=F64)]
+        for w in weights:
+            below.append(w @ below[-1])
+        for w in reversed(weights):
+            above.append(above[-1] @ w)
+        error = below[-1] - signal
+        value = (error @ moment @ error.T).trace() / 2
+        for k in range(model.depth):
+            a, b = above[model.depth - 1 - k], below[k]
+            value = value + PENALTY * (a.T @ noise @ a).trace() * (b @ moment @ b.T).trace()
+        value.backward()
+        return float(value.detach())
+
+    solver.step(closure)
+    return float(model.trace_at([w.detach().numpy() for w in weights]))
+
+
+def largest_eigenvalues(setting: Setting) -> Evidence:
+    """Of JᵀJ for the Jacobian J of the outputs, by automatic differentiation at the predicted weights."""
+    depths = (*DEPTHS, 4)
+    models = _random_models(setting.seeds, depths)
+    measured = np.array([[_jacobian_norm(m) for m in row] for row in models])
+    return Evidence(np.array([[m.lambda_max for m in row] for row in models]), measured, labels("D", depths))
+
+
+def _jacobian_norm(model: DeepLinearSharpness) -> float:
+    root = torch.linalg.cholesky(torch.from_numpy(model.input_cov))
+
+    def outputs(*weights: Tensor) -> Tensor:
+        product = root
+        for w in weights:
+            product = w @ product
+        return product.flatten()
+
+    blocks = torch.autograd.functional.jacobian(outputs, tuple(map(torch.from_numpy, model.weights(width=4))))
+    jacobian = torch.cat([b.flatten(1) for b in blocks], dim=1)
+    return float(torch.linalg.matrix_norm(jacobian, 2) ** 2)
+
+
+def initial_traces(setting: Setting) -> Evidence:
+    """Weights N(0, 1/d), all layers d wide, 4000 networks for each depth."""
+    width, depths = 6, (2, 3, 4)
+    measured = np.empty((len(setting.seeds), len(depths)))
+    for row, seed in enumerate(setting.seeds):
+        rng = np.random.default_rng(seed)
+        for column, depth in enumerate(depths):
+            weights = rng.standard_normal((depth, 4000, width, width)) / np.sqrt(width)
+            measured[row, column] = layer_sum(list(weights), np.eye(width), np.eye(width)).mean()
+    predicted = [initial_sharpness((width,) * (d + 1), (1 / width,) * d, np.eye(width)) for d in depths]
+    return Evidence(np.array(predicted), measured, labels("D", depths), {"x": np.array(depths)})
+
+
+# SGD
+
+
+def _models() -> list[DeepLinearSharpness]:
+    """One for each ratio of the noises, and the last one with the loss ½rᵀΣ⁻¹r."""
+    found = [DeepLinearSharpness(np.eye(2), np.eye(2), np.diag([1.0, r**2]), 3) for r in RATIOS]
+    return [*found, found[-1].whitened()]
+
+
+def _starts(seeds: tuple[int, ...]) -> list[Tensor]:
+    """The flattest minimum, and one that is `SHARP`: ``(models · 2, seeds, replicas, 2, 2)`` per layer."""
+    flat = [m.flattest().weights(2) for m in _models()]
+    both = [w for first, middle, last in flat for w in ((first, middle, last), (SHARP * first, middle, last / SHARP))]
+    shape = (len(both), len(seeds), REPLICAS, 2, 2)
+    return [
+        torch.from_numpy(np.stack(layer))[:, None, None].expand(shape).contiguous() for layer in zip(*both, strict=True)
+    ]
+
+
+@cache
+def _runs(seeds: tuple[int, ...], steps: int, batch: int) -> np.ndarray:
+    """Sharpness ``(records, models, starts, seeds)``, mean over the replicas."""
+    models = _models()
+    signals = torch.from_numpy(np.stack([m.signal for m in models])).repeat_interleave(2, 0)[:, None, None]
+    roots = torch.from_numpy(np.stack([np.sqrt(m.noise_cov) for m in models])).repeat_interleave(2, 0)[:, None, None]
+
+    def sharpness(weights: list[Tensor]) -> Tensor:
+        return torch.from_numpy(layer_sum([w.numpy() for w in weights], np.eye(2), np.eye(2))).mean(-1)
+
+    eye = torch.eye(2, dtype=F64)
+    every = max(1, steps // 160)
+    starts = _starts(seeds)
+    _, records = train_linear(
+        starts, signals, eye, roots, lr=LR, batch=batch, steps=steps, seeds=seeds, every=every, watch=sharpness
+    )
+    records = torch.cat([sharpness(starts)[None], records])
+    return records.reshape(len(records), len(models), 2, len(seeds)).numpy()
+
+
+def selected_sharpness(setting: Setting) -> Evidence:
+    """Mean over the last quarter of the run."""
+    runs = _runs(setting.seeds, setting.choose(STEPS, 6 * STEPS), BATCH)[:, : len(RATIOS)]
+    measured = runs[-len(runs) // 4 :].mean(0).reshape(-1, len(setting.seeds)).T
+    models = _models()[: len(RATIOS)]
+    cells = tuple(f"σ₂/σ₁ = {r:g}, {start}" for r in RATIOS for start in ("flat", "sharp"))
+    grid = np.linspace(0.22, 1.0, 40)
+    line = [DeepLinearSharpness(np.eye(2), np.eye(2), np.diag([1.0, r**2]), 3).trace for r in grid]
+    curves = {"grid": grid, "line": np.array(line), "least": np.array(models[0].trace_min)[None]}
+    curves["start"] = runs[0].mean(-1)
+    return Evidence(np.repeat([m.trace for m in models], 2), measured, cells, curves)
+
+
+def draw_selected(axes: Axes, result: Comparison) -> None:
+    """From where to where, over the ratio of the noises."""
+    axes.plot(result.curves["grid"], result.curves["line"], color=PREDICTED, label="predicted")
+    axes.axhline(result.curves["least"][0], color=NEUTRAL, ls=":", label="flattest minimum")
+    mean, start = result.mean.reshape(-1, 2), result.curves["start"]
+    for i, ratio in enumerate(RATIOS):
+        for k, marker in enumerate("^v"):
+            x = ratio + (k - 0.5) * 0.014
+            axes.annotate(
+                "", (x, mean[i, k]), (x, start[i, k]), arrowprops={"arrowstyle": "-", "color": NEUTRAL, "lw": 0.8}
+            )
+            axes.plot(x, start[i, k], marker, mfc="white", mec=NEUTRAL, ms=5)
+            label = ("SGD from a flat start", "SGD from a sharp start")[k] if not i else None
+            axes.errorbar(
+                x, mean[i, k], result.stderr[2 * i + k], fmt=marker, ms=5.5, color=MEASURED, label=label, zorder=3
+            )
+    axes.set(xlabel="noise of label 2 / noise of label 1", ylabel="sharpness Tr ∇²L")
+    axes.legend()
+
+
+def whitened_sharpness(setting: Setting) -> Evidence:
+    """The most unequal noise again, with the loss that makes it equal."""
+    runs = _runs(setting.seeds, setting.choose(STEPS, 6 * STEPS), BATCH)[:, -1]
+    model = _models()[-1]
+    measured = runs[-len(runs) // 4 :].mean(0).T / model.trace_min
+    return Evidence(np.full(2, model.ratio), measured, ("flat start", "sharp start"))
+
+
+def full_batch_drift(setting: Setting) -> Evidence:
+    """2000 steps without noise."""
+    runs = _runs(setting.seeds, 2000, 0)[:, : len(RATIOS)]
+    cells = tuple(f"σ₂/σ₁ = {r:g}, {start}" for r in RATIOS for start in ("flat", "sharp"))
+    return Evidence(np.zeros(len(cells)), (runs[-1] - runs[0]).reshape(len(cells), -1).T, cells)
+
+
+# Digits
+
+
+def digits_ratio(setting: Setting) -> Evidence:
+    """One hidden layer without biases, targets one-hot plus noise drawn anew in every step."""
+    half = np.repeat(NOISES, 5)
+    noises = torch.from_numpy(np.stack([half, np.full(10, np.sqrt((half**2).mean()))]))  # unequal, equal
+    data = [digits(seed)[:2] for seed in setting.seeds]
+    x = torch.stack([d[0].double() for d in data])
+    y = torch.nn.functional.one_hot(torch.stack([d[1] for d in data]), 10).double()
+    generators = [torch.Generator().manual_seed(s) for s in setting.seeds]
+    members = range(len(setting.seeds))
+
+    def draw(*shape: int) -> Tensor:
+        return torch.stack([torch.randn(*shape, generator=g, dtype=F64) for g in generators])
+
+    w, u = (draw(DIGITS_WIDTH, 64) / 8).expand(2, -1, -1, -1), (draw(10, DIGITS_WIDTH) / 6).expand(2, -1, -1, -1)
+    steps = setting.choose(DIGITS_STEPS, 5 * DIGITS_STEPS)
+    curve = []
+    for step in range(steps + 1):
+        if step % (steps // 30) == 0:
+            hidden = x @ w.mT
+            active = (hidden > 0).double()
+            outer = (active * u.square().sum(-2)[..., None, :]).sum(-1) * x.square().sum(-1)
+            curve.append((10 * hidden.relu().square().sum(-1) + outer).mean(-1))
+        rows = [torch.randint(x.shape[1], (DIGITS_BATCH,), generator=g) for g in generators]
+        inputs = torch.stack([x[i, rows[i]] for i in members])
+        targets = torch.stack([y[i, rows[i]] for i in members]) + draw(DIGITS_BATCH, 10) * noises[:, None, None]
+        hidden = inputs @ w.mT
+        active = hidden.relu()
+        error = (active @ u.mT - targets) / DIGITS_BATCH
+        u, w = u - DIGITS_LR * error.mT @ active, w - DIGITS_LR * ((error @ u) * (hidden > 0)).mT @ inputs
+    traces = torch.stack(curve).numpy()  # (times, unequal or equal, seeds)
+    last = traces[-len(traces) // 4 :].mean(0)
+    curves = {"steps": np.linspace(0, steps, len(traces)), "unequal": traces[:, 0].T, "equal": traces[:, 1].T}
+    return Evidence(np.array([1.2]), (last[0] / last[1])[:, None], ("unequal / equal",), curves)
+
+
+def draw_digits(axes: Axes, result: Comparison) -> None:
+    """Sharpness over training."""
+    for name, color in (("unequal", MEASURED), ("equal", NEUTRAL)):
+        axes.plot(result.curves["steps"], result.curves[name].T, lw=1, color=color)
+        axes.plot([], [], color=color, label=f"{name} label noise")
+    axes.set(xlabel="step", ylabel="sharpness Tr ∇²L")
+    axes.legend()
