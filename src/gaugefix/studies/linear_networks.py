@@ -14,7 +14,7 @@ def train_linear(
     input_root: Tensor,
     noise_root: Tensor,
     *,
-    lr: float,
+    lr: float | Tensor,
     batch: int,
     steps: int,
     seeds: tuple[int, ...],
@@ -29,10 +29,10 @@ def train_linear(
 
     Args:
         weights: W₁, …, W_D at the start.
-        signal: V.
+        signal: V, one for all cells or ``(cells, 1, 1, d_y, d_x)``.
         input_root: √Σ_x.
         noise_root: √Σ_ε, for each cell ``(cells, 1, 1, d_y, d_y)`` or for all.
-        lr: learning rate.
+        lr: learning rate, or one for each cell ``(cells, 1, 1, 1, 1)``.
         batch: samples per step.
         steps: how many.
         seeds: of the data, one per second dimension.
@@ -42,7 +42,7 @@ def train_linear(
     Returns:
         The weights at the end, and the records along a new first dimension.
     """
-    replicas, (n_out, n_in) = weights[0].shape[2], signal.shape
+    replicas, (n_out, n_in) = weights[0].shape[2], signal.shape[-2:]
     generators = [torch.Generator().manual_seed(s) for s in seeds]
     moment, cross = input_root @ input_root, torch.zeros(n_out, n_in, dtype=signal.dtype)
     weights, records = list(weights), []

@@ -50,6 +50,9 @@ from gaugefix.theory.product_regression import product_minimum as product_minimu
 from gaugefix.theory.product_regression import relearning_slope as relearning_slope
 from gaugefix.theory.redundant_factors import factor_decay as factor_decay
 from gaugefix.theory.redundant_factors import steps_to_zero as steps_to_zero
+from gaugefix.theory.scale_invariance import angular_step as angular_step
+from gaugefix.theory.scale_invariance import scale_equilibrium_norm as scale_equilibrium_norm
+from gaugefix.theory.scale_invariance import scale_norm as scale_norm
 from gaugefix.theory.stability_window import critical_lr as critical_lr
 from gaugefix.theory.stability_window import stability_window as stability_window
 from gaugefix.theory.stationary_distribution import StationaryDistribution as StationaryDistribution
