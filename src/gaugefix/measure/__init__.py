@@ -7,6 +7,7 @@ from gaugefix.measure.alignment import measure_alignment as measure_alignment
 from gaugefix.measure.alignment_phase import PowerLaws as PowerLaws
 from gaugefix.measure.alignment_phase import phase as phase
 from gaugefix.measure.alignment_phase import power_law_exponents as power_law_exponents
+from gaugefix.measure.backward_error import backward_error_loss as backward_error_loss
 from gaugefix.measure.capture import ClassProbe as ClassProbe
 from gaugefix.measure.capture import Probe as Probe
 from gaugefix.measure.capture import class_inputs as class_inputs
@@ -48,6 +49,8 @@ from gaugefix.measure.ghosts import Drives as Drives
 from gaugefix.measure.ghosts import birth_threshold as birth_threshold
 from gaugefix.measure.ghosts import collapse_threshold as collapse_threshold
 from gaugefix.measure.ghosts import drives as drives
+from gaugefix.measure.gradient_balance import GradientBalance as GradientBalance
+from gaugefix.measure.gradient_balance import gradient_balance as gradient_balance
 from gaugefix.measure.homogeneity import Homogeneity as Homogeneity
 from gaugefix.measure.homogeneity import homogeneity_degree as homogeneity_degree
 from gaugefix.measure.identities import IdentityCheck as IdentityCheck

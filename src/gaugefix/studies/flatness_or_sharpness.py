@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gaugefix.studies.digits import digits
 from gaugefix.studies.figures import MEASURED, NEUTRAL, PREDICTED, draw_against, draw_identity
 from gaugefix.studies.framework import Claim, Comparison, Evidence, Setting, Tolerance, labels
 from gaugefix.studies.linear_networks import train_linear
+from gaugefix.studies.noisy_digits import digits_ratio, draw_digits
 from gaugefix.studies.registry import study
 from gaugefix.theory.deep_linear_hessian import initial_sharpness, layer_sum
 from gaugefix.theory.deep_linear_sharpness import DeepLinearSharpness
@@ -37,8 +37,6 @@ DEPTHS, OUT, IN = (2, 3, 4), 3, 3  # of random problems
 RATIOS = (1.0, 0.6, 0.4, 0.3)  # noise of output 2 relative to output 1; V = Σ_x = 1, three layers of width 2
 LR, BATCH, STEPS, REPLICAS = 0.1, 40, 20_000, 4
 SHARP = 2.0  # the sharp start: first layer scaled up by this, last layer down
-DIGITS_WIDTH, DIGITS_LR, DIGITS_BATCH, DIGITS_STEPS = 32, 0.1, 10, 13_000
-NOISES = (1.0, 0.1)  # standard deviations of the labels of classes 0–4 and 5–9
 
 
 @study("2602.05065")
@@ -266,50 +264,3 @@ def full_batch_drift(setting: Setting) -> Evidence:
     runs = _runs(setting.seeds, 2000, 0)[:, : len(RATIOS)]
     cells = tuple(f"σ₂/σ₁ = {r:g}, {start}" for r in RATIOS for start in ("flat", "sharp"))
     return Evidence(np.zeros(len(cells)), (runs[-1] - runs[0]).reshape(len(cells), -1).T, cells)
-
-
-# Digits
-
-
-def digits_ratio(setting: Setting) -> Evidence:
-    """One hidden layer without biases, targets one-hot plus noise drawn anew in every step."""
-    half = np.repeat(NOISES, 5)
-    noises = torch.from_numpy(np.stack([half, np.full(10, np.sqrt((half**2).mean()))]))  # unequal, equal
-    data = [digits(seed)[:2] for seed in setting.seeds]
-    x = torch.stack([d[0].double() for d in data])
-    y = torch.nn.functional.one_hot(torch.stack([d[1] for d in data]), 10).double()
-    generators = [torch.Generator().manual_seed(s) for s in setting.seeds]
-    members = range(len(setting.seeds))
-
-    def draw(*shape: int) -> Tensor:
-        return torch.stack([torch.randn(*shape, generator=g, dtype=F64) for g in generators])
-
-    w, u = (draw(DIGITS_WIDTH, 64) / 8).expand(2, -1, -1, -1), (draw(10, DIGITS_WIDTH) / 6).expand(2, -1, -1, -1)
-    steps = setting.choose(DIGITS_STEPS, 5 * DIGITS_STEPS)
-    curve = []
-    for step in range(steps + 1):
-        if step % (steps // 30) == 0:
-            hidden = x @ w.mT
-            active = (hidden > 0).double()
-            outer = (active * u.square().sum(-2)[..., None, :]).sum(-1) * x.square().sum(-1)
-            curve.append((10 * hidden.relu().square().sum(-1) + outer).mean(-1))
-        rows = [torch.randint(x.shape[1], (DIGITS_BATCH,), generator=g) for g in generators]
-        inputs = torch.stack([x[i, rows[i]] for i in members])
-        targets = torch.stack([y[i, rows[i]] for i in members]) + draw(DIGITS_BATCH, 10) * noises[:, None, None]
-        hidden = inputs @ w.mT
-        active = hidden.relu()
-        error = (active @ u.mT - targets) / DIGITS_BATCH
-        u, w = u - DIGITS_LR * error.mT @ active, w - DIGITS_LR * ((error @ u) * (hidden > 0)).mT @ inputs
-    traces = torch.stack(curve).numpy()  # (times, unequal or equal, seeds)
-    last = traces[-len(traces) // 4 :].mean(0)
-    curves = {"steps": np.linspace(0, steps, len(traces)), "unequal": traces[:, 0].T, "equal": traces[:, 1].T}
-    return Evidence(np.array([1.2]), (last[0] / last[1])[:, None], ("unequal / equal",), curves)
-
-
-def draw_digits(axes: Axes, result: Comparison) -> None:
-    """Sharpness over training."""
-    for name, color in (("unequal", MEASURED), ("equal", NEUTRAL)):
-        axes.plot(result.curves["steps"], result.curves[name].T, lw=1, color=color)
-        axes.plot([], [], color=color, label=f"{name} label noise")
-    axes.set(xlabel="step", ylabel="sharpness Tr ∇²L")
-    axes.legend()

@@ -60,3 +60,5 @@ from gaugefix.theory.stationary_distribution import landscape_moments as landsca
 from gaugefix.theory.two_layer_origin import batch_means as batch_means
 from gaugefix.theory.two_layer_origin import origin_exponents as origin_exponents
 from gaugefix.theory.two_layer_origin import origin_phase as origin_phase
+from gaugefix.theory.valley_drift import valley_covariance as valley_covariance
+from gaugefix.theory.valley_drift import valley_drift as valley_drift
