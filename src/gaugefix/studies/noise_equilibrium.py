@@ -5,7 +5,7 @@ changes it by exactly lr²·ĝᵀAĝ (and weight decay by (1 − lr·λ)²). So 
 along a two-sided one there is a single point of rest, the noise equilibrium, where the two sides fluctuate alike. It
 does not depend on the start, it can be computed, and jumped to, without changing the function.
 
-The study follows one attention head matrix by matrix, weights that only their direction matters for, and a two-layer
+The study follows one attention head matrix by matrix, weights of which only the direction matters, and a two-layer
 linear network with unequal inputs and noises, for which the equilibrium is known in closed form. Weight decay is
 PyTorch's λ; the paper's γ is λ/2.
 
@@ -16,30 +16,29 @@ arXiv 2402.07193.
 from __future__ import annotations
 
 import math
-from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gaugefix.control import AttentionPair, MatrixPair
-from gaugefix.studies.figures import MEASURED, NEUTRAL, PREDICTED, draw_identity
-from gaugefix.studies.framework import Claim, Comparison, Evidence, Setting, Tolerance
-from gaugefix.studies.linear_networks import train_linear
+from gaugefix.studies.figures import draw_identity
+from gaugefix.studies.framework import Claim, Evidence, Setting, Tolerance
 from gaugefix.studies.registry import study
 from gaugefix.studies.scale_invariant import draw_scale, scale_norms
-from gaugefix.theory.deep_linear_hessian import layer_sum
-from gaugefix.theory.deep_linear_sharpness import DeepLinearSharpness
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from gaugefix.studies.two_layer_equilibrium import (
+    alignment,
+    draw_alignment,
+    draw_charges,
+    draw_ratio,
+    draw_sharpness,
+    final_sharpness,
+    layer_charges,
+    norm_ratio,
+)
 
 F64 = torch.float64
 HEADS, HEAD_DIM, WIDTH, TOKENS, HEAD_LR, HEAD_STEPS = 2, 2, 6, 5, 0.2, 100
-STD_X, STD_NOISE = (1.5, 1.0, 0.5), (1.5, 0.8, 0.4)  # of the linear network, d_x = d_y = 3
-LRS, LINEAR_BATCH, LINEAR_STEPS, REPLICAS = (0.08, 0.04), 4, 26_000, 4
-STARTS = ((0.3, 0.3), (0.2, 0.7))  # size of the initial entries of W and U
 
 
 @study("2402.07193")
@@ -56,7 +55,7 @@ def noise_equilibrium() -> tuple[Claim, ...]:
         ),
         Claim(
             "scale",
-            "Weights that only their direction matters for grow as t^¼, until weight decay holds them at a known norm.",
+            "Weights in front of a normalisation grow, ‖θ‖⁴ ∝ t, until weight decay holds them at a known norm.",
             scale_norms,
             Tolerance("steps are not infinitely small next to the norm", relative=0.01),
             draw_scale,
@@ -64,7 +63,7 @@ def noise_equilibrium() -> tuple[Claim, ...]:
         ),
         Claim(
             "equilibrium",
-            "SGD forgets how the layers were balanced and ends at one predicted charge; gradient descent keeps it.",
+            "SGD forgets how balanced the layers were and ends at a predicted charge; gradient descent keeps its own.",
             layer_charges,
             Tolerance("learning rates 0.08 and 0.04, extrapolated to zero", absolute=0.2),
             draw_charges,
@@ -75,13 +74,15 @@ def noise_equilibrium() -> tuple[Claim, ...]:
             "So the sharpness after training is predicted, and it is not the least possible one.",
             final_sharpness,
             Tolerance("learning rates 0.08 and 0.04, extrapolated to zero", relative=0.02),
-            unit="sharpness",
+            draw_sharpness,
+            unit="sharpness Tr ∇²L",
         ),
         Claim(
             "alignment",
             "At rest the layers are aligned, W Σ_x Wᵀ/Tr Σ_x = Uᵀ Σ_ε U/Tr Σ_ε; after gradient descent they are not.",
             alignment,
             Tolerance("fluctuations at learning rate 0.04", absolute=0.25, relation="<="),
+            draw_alignment,
             unit="difference after SGD / after GD",
         ),
         Claim(
@@ -89,6 +90,7 @@ def noise_equilibrium() -> tuple[Claim, ...]:
             "With isotropic data ‖U‖²/‖W‖² = d_y/d_x: layers have equal norm only if as many go in as come out.",
             norm_ratio,
             Tolerance("finite learning rate 0.02", relative=0.03),
+            draw_ratio,
             unit="‖U‖²/‖W‖²",
         ),
         Claim(
@@ -129,123 +131,6 @@ def head_charges(setting: Setting) -> Evidence:
         measured.append(pair.charge(params).flatten().numpy())
     cells = tuple(f"head {h}, {i}{j}" for h in range(HEADS) for i in range(HEAD_DIM) for j in range(HEAD_DIM))
     return Evidence(np.array(predicted), np.array(measured), cells)
-
-
-# A two-layer linear network
-
-
-def _model() -> DeepLinearSharpness:
-    """One fixed V with ‖V‖ = 1.5; the seeds draw initial weights and data."""
-    signal = np.random.default_rng(0).standard_normal((3, 3))
-    signal *= 1.5 / np.linalg.norm(signal)
-    return DeepLinearSharpness(signal, np.diag(np.square(STD_X)), np.diag(np.square(STD_NOISE)), 2)
-
-
-def _record(weights: list[Tensor]) -> Tensor:
-    """Sharpness, ‖U‖² − ‖W‖² and ‖W Σ_x Wᵀ/Tr Σ_x − Uᵀ Σ_ε U/Tr Σ_ε‖, each ``(cells, seeds)``."""
-    w, u = weights
-    x, noise = (torch.tensor(s, dtype=F64).square() for s in (STD_X, STD_NOISE))
-    sharpness = torch.from_numpy(layer_sum([w.numpy(), u.numpy()], np.diag(x.numpy()), np.eye(3)))
-    charge = u.square().sum((-1, -2)) - w.square().sum((-1, -2))
-    inside, outside = (w * x) @ w.mT / x.sum(), (u.mT * noise) @ u / noise.sum()
-    apart = (inside - outside).norm(dim=(-1, -2))
-    return torch.stack([sharpness, charge, apart]).mean(-1)
-
-
-@cache
-def _linear(setting: Setting) -> tuple[np.ndarray, np.ndarray]:
-    """Records of SGD ``(times, 3, lrs, starts, seeds)``, and of gradient descent, where it starts and ends."""
-    n, lrs = len(setting.seeds), torch.tensor(LRS, dtype=F64).repeat_interleave(len(STARTS)).reshape(-1, 1, 1, 1, 1)
-    weights = []
-    for k in range(2):
-        draws = [np.random.default_rng(100 + s).standard_normal((2, REPLICAS, 3, 3))[k] for s in setting.seeds]
-        one = torch.from_numpy(np.stack(draws))
-        weights.append(torch.stack([start[k] * one for _ in LRS for start in STARTS]))
-    signal = torch.from_numpy(_model().signal)
-    roots = [torch.diag(torch.tensor(s, dtype=F64)) for s in (STD_X, STD_NOISE)]
-    steps = setting.choose(LINEAR_STEPS, 4 * LINEAR_STEPS)
-    _, sgd = train_linear(
-        weights,
-        signal,
-        *roots,
-        lr=lrs,
-        batch=LINEAR_BATCH,
-        steps=steps,
-        seeds=setting.seeds,
-        every=steps // 200,
-        watch=_record,
-    )
-    descent, _ = train_linear(weights, signal, *roots, lr=0.002, batch=0, steps=5000, seeds=setting.seeds)
-    both = torch.stack([_record(weights), _record(descent)]).reshape(2, 3, len(LRS), len(STARTS), n)
-    return sgd.reshape(-1, 3, len(LRS), len(STARTS), n).numpy(), both.numpy()
-
-
-def _at_rest(setting: Setting, what: int) -> np.ndarray:
-    """Mean over the last half, extrapolated linearly to learning rate zero, ``(seeds, starts)``."""
-    records = _linear(setting)[0][:, what]
-    large, small = records[len(records) // 2 :].mean(0)
-    return np.asarray((2 * small - large).T)
-
-
-def layer_charges(setting: Setting) -> Evidence:
-    """From small and from large weights."""
-    sgd, descent = _linear(setting)
-    first, last = _model().weights(3)
-    rest = (last**2).sum() - (first**2).sum()
-    kept = descent[:, 1, -1]  # at the start and at the end, (2, starts, seeds)
-    predicted = np.hstack([np.full(kept[0].T.shape, rest), kept[0].T])
-    measured = np.hstack([_at_rest(setting, 1), kept[1].T])
-    cells = tuple(f"{name}, W {w:g}, U {u:g}" for name in ("SGD", "GD") for w, u in STARTS)
-    curves = {"sgd": np.concatenate([descent[:1, 1, -1, :, 0], sgd[:, 1, -1, :, 0]]).T, "rest": np.array([rest])}
-    return Evidence(predicted, measured, cells, curves)
-
-
-def draw_charges(axes: Axes, result: Comparison) -> None:
-    """The charge of the first seed over time, from both starts."""
-    for line, (w, u), color in zip(result.curves["sgd"], STARTS, (MEASURED, "#7aa5cf"), strict=True):
-        axes.plot(np.linspace(0, 1, len(line)), line, color=color, lw=1.2, label=f"SGD, W ~ {w:g}, U ~ {u:g}")
-    for value in result.measured[0, len(STARTS) :]:
-        axes.axhline(value, color=NEUTRAL, ls=":")
-    axes.plot([], [], ":", color=NEUTRAL, label="gradient descent")
-    axes.axhline(result.curves["rest"][0], color=PREDICTED, label="predicted rest")
-    axes.set(xlabel="share of the run, learning rate 0.04", ylabel=f"{result.unit}, first seed")
-    axes.legend()
-
-
-def final_sharpness(setting: Setting) -> Evidence:
-    """Of SGD from both starts."""
-    predicted = np.full(len(STARTS), _model().trace)
-    return Evidence(predicted, _at_rest(setting, 0), tuple(f"W {w:g}, U {u:g}" for w, u in STARTS))
-
-
-def alignment(setting: Setting) -> Evidence:
-    """The difference of the two sides after SGD, relative to that after gradient descent from the same start."""
-    sgd, descent = _linear(setting)
-    ratio = sgd[len(sgd) // 2 :, 2, -1].mean(0) / descent[1, 2, -1]
-    return Evidence(np.zeros(len(STARTS)), ratio.T, tuple(f"W {w:g}, U {u:g}" for w, u in STARTS))
-
-
-def norm_ratio(setting: Setting) -> Evidence:
-    """Four inputs, two outputs, unit noise."""
-    steps = setting.choose(8000, 40_000)
-    shapes = ((2, 4), (2, 2))
-    weights = [
-        torch.from_numpy(
-            np.stack([0.5 * np.random.default_rng(s).standard_normal((2, 8, *shapes[k]))[k] for s in setting.seeds])
-        )[None]
-        for k in range(2)
-    ]
-    signal = torch.eye(2, 4, dtype=F64)
-
-    def norms(pair: list[Tensor]) -> Tensor:
-        return torch.stack([w.square().sum((-1, -2)).mean(-1)[0] for w in pair])
-
-    eyes = torch.eye(4, dtype=F64), torch.eye(2, dtype=F64)
-    _, found = train_linear(
-        weights, signal, *eyes, lr=0.02, batch=1, steps=steps, seeds=setting.seeds, every=20, watch=norms
-    )
-    w, u = found[len(found) // 2 :].mean(0).numpy()
-    return Evidence(np.array([0.5]), (u / w)[:, None], ("d_x = 4, d_y = 2",))
 
 
 # The jump

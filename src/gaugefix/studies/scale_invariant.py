@@ -1,4 +1,4 @@
-"""Many runs on weights that only their direction matters for, the part of `noise_equilibrium` about their norm."""
+"""Many runs on weights of which only the direction matters, the part of `noise_equilibrium` about their norm."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from gaugefix.theory.collapsed_layer import smooth_threshold as smooth_threshold
 from gaugefix.theory.deep_linear_hessian import initial_sharpness as initial_sharpness
 from gaugefix.theory.deep_linear_hessian import layer_sum as layer_sum
 from gaugefix.theory.deep_linear_sharpness import DeepLinearSharpness as DeepLinearSharpness
+from gaugefix.theory.linear_sgd import LinearSGD as LinearSGD
 from gaugefix.theory.lyapunov import Exponents as Exponents
 from gaugefix.theory.lyapunov import LyapunovAccumulator as LyapunovAccumulator
 from gaugefix.theory.lyapunov import product_exponent as product_exponent
@@ -60,5 +61,13 @@ from gaugefix.theory.stationary_distribution import landscape_moments as landsca
 from gaugefix.theory.two_layer_origin import batch_means as batch_means
 from gaugefix.theory.two_layer_origin import origin_exponents as origin_exponents
 from gaugefix.theory.two_layer_origin import origin_phase as origin_phase
+from gaugefix.theory.uncertainty_relation import EntropyBound as EntropyBound
+from gaugefix.theory.uncertainty_relation import MarkovUncertainty as MarkovUncertainty
+from gaugefix.theory.uncertainty_relation import OptimalCurrent as OptimalCurrent
+from gaugefix.theory.uncertainty_relation import average_bound as average_bound
+from gaugefix.theory.uncertainty_relation import entropy_production_lower_bound as entropy_production_lower_bound
+from gaugefix.theory.uncertainty_relation import markov_tur as markov_tur
+from gaugefix.theory.uncertainty_relation import optimal_current as optimal_current
+from gaugefix.theory.uncertainty_relation import universal_bound as universal_bound
 from gaugefix.theory.valley_drift import valley_covariance as valley_covariance
 from gaugefix.theory.valley_drift import valley_drift as valley_drift
