@@ -28,6 +28,8 @@ from gaugefix.measure.curvature import hvp as hvp
 from gaugefix.measure.curvature import o_hessian as o_hessian
 from gaugefix.measure.decay_threshold import DecayThreshold as DecayThreshold
 from gaugefix.measure.decay_threshold import weight_decay_threshold as weight_decay_threshold
+from gaugefix.measure.dissipation import EntropyProduction as EntropyProduction
+from gaugefix.measure.dissipation import entropy_production_curve as entropy_production_curve
 from gaugefix.measure.entropy import EntropicForce as EntropicForce
 from gaugefix.measure.entropy import EntropicLoss as EntropicLoss
 from gaugefix.measure.entropy import entropic_force as entropic_force

@@ -85,7 +85,7 @@ def entropic_forces() -> tuple[Claim, ...]:
         ),
         Claim(
             "validity",
-            "In a valley that no symmetry makes the entropic loss is right for reshuffled batches, not for fresh ones.",
+            "Where no symmetry helps, the entropic loss is right for reshuffled batches but not for fresh ones.",
             valley_ends,
             Tolerance("finite learning rate, and 400 runs", absolute=0.015),
             draw_valley,

@@ -63,7 +63,7 @@ def noise_equilibrium() -> tuple[Claim, ...]:
         ),
         Claim(
             "equilibrium",
-            "SGD forgets how balanced the layers were and ends at a predicted charge; gradient descent keeps its own.",
+            "SGD forgets the initial balance of the layers and ends at a known one; gradient descent keeps it.",
             layer_charges,
             Tolerance("learning rates 0.08 and 0.04, extrapolated to zero", absolute=0.2),
             draw_charges,

@@ -14,7 +14,7 @@ from gaugefix.theory.scale_invariance import scale_equilibrium_norm, scale_norm
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-DIM, BATCH, NOISE, STEPS, RUNS = 20, 4, 0.5, 5000, 60
+DIM, BATCH, NOISE, STEPS, RUNS = 20, 4, 0.5, 3000, 40
 SCALES = ((0.1, 0.02), (0.05, 0.04), (0.2, 0.01), (0.1, 0.0))  # lr, λ
 
 
@@ -59,5 +59,5 @@ def draw_scale(axes: Axes, result: Comparison) -> None:
         axes.axhline(result.predicted[0, i], color=PREDICTED, lw=1)
     axes.plot(steps, curves["measured"][-1], color="black", lw=1.4, label="no decay")
     axes.plot(steps, curves["grown"], "--", color=PREDICTED, lw=1.2, label="predicted")
-    axes.set(xlabel="step", ylabel="‖θ‖⁴, mean over runs", ylim=(0, 1.5 * result.predicted[0, :-1].max()))
+    axes.set(xlabel="step", ylabel="‖θ‖⁴, mean over runs", ylim=(0, 2.2 * result.predicted[0, :-1].max()))
     axes.legend(fontsize=7.5)
