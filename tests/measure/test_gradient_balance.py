@@ -55,10 +55,10 @@ def test_sizes_that_are_as_predicted_are_in_balance(layers):
     found = gradient_balance(layers, n_batches=16)
     decay = 2 * 0.03 * (1 - 0.05 * 0.03 / 2)
     assert np.ptp(layers.lr * found.squares - decay * found.predicted_sizes) < 1e-12
-    assert found.steps_to_balance > 0
+    assert found.relaxation_steps == pytest.approx(1 / (layers.lr * decay))
     free = gradient_balance(dataclasses.replace(layers, weight_decay=0.0), n_batches=4)
     assert np.isnan(free.predicted_sizes).all()
-    assert np.isnan(free.steps_to_balance)
+    assert free.relaxation_steps == np.inf
 
 
 def test_layers_that_no_rescaling_connects_are_refused_as_a_balance(layers, mlp, make_task, blobs):

@@ -33,8 +33,7 @@ class GradientBalance(Record):
         spread: (max − min)/mean|z|; 0 at stationarity.
         predicted_sizes: ``(groups,)`` ‖θ‖² that these gradients would hold at stationarity, with the present sum; nan
             without weight decay, where the gradients themselves have to be equal.
-        steps_to_balance: shortest time in which the present drift could close the gap, max|gap|/(η max|z − z̄|); nan
-            without weight decay.
+        relaxation_steps: 1/(2ηλ(1 − ηλ/2)), in which the gap to these sizes falls by a factor e; inf without decay.
         n_batches: how many were used.
         valid: whether rescaling one group against another is a symmetry: ⟨θ, ĝ⟩ is the same for all, in every batch.
         reason: why not, or "".
@@ -46,7 +45,7 @@ class GradientBalance(Record):
     z: np.ndarray
     spread: float
     predicted_sizes: np.ndarray
-    steps_to_balance: float
+    relaxation_steps: float
     n_batches: int
     valid: bool
     reason: str
@@ -105,7 +104,6 @@ def gradient_balance(
     z = task.lr * square - decay * sizes
     scale = float(np.abs(z).mean())
     gap = task.lr / decay * (square - square.mean()) + sizes.mean() - sizes if decay else np.full(len(z), math.nan)
-    speed = task.lr * float(np.abs(z - z.mean()).max())
     reason = _why_not(task, np.array(works), np.array(squares), sizes)
     return GradientBalance(
         names,
@@ -114,7 +112,7 @@ def gradient_balance(
         z,
         float(np.ptp(z)) / scale if scale > 0 else 0.0,
         sizes + gap,
-        float(np.abs(gap).max()) / speed if decay and speed > 0 else (0.0 if decay else math.nan),
+        1 / (task.lr * decay) if decay else math.inf,
         n_batches,
         not reason,
         reason,

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gaugefix.studies.figures import MEASURED, NEUTRAL, PREDICTED, draw_against, draw_identity
+from gaugefix.studies.figures import MEASURED, NEUTRAL, PREDICTED, draw_against, draw_cells, draw_identity
 from gaugefix.studies.framework import Claim, Comparison, Evidence, Setting, Tolerance, labels
 from gaugefix.studies.linear_networks import train_linear
 from gaugefix.studies.noisy_digits import digits_ratio, draw_digits
@@ -64,6 +64,7 @@ def flatness_or_sharpness() -> tuple[Claim, ...]:
             "With equal noise, here from the loss ½rᵀΣ⁻¹r, it is the flattest minimum of all.",
             whitened_sharpness,
             Tolerance("learning rates 0.12 and 0.06, extrapolated to zero", relative=0.03),
+            draw_whitened,
             unit="sharpness / least sharpness",
         ),
         Claim(
@@ -71,6 +72,7 @@ def flatness_or_sharpness() -> tuple[Claim, ...]:
             "The drift needs noise: full-batch descent from the same points keeps its sharpness.",
             full_batch_drift,
             Tolerance("none: these points are minima of the loss", absolute=1e-9),
+            draw_full_batch,
             unit="change of sharpness",
         ),
         Claim(
@@ -262,11 +264,29 @@ def whitened_sharpness(setting: Setting) -> Evidence:
     """Unequal noise again, with the loss that makes it equal."""
     model = _models()[-1]
     measured = _selected(setting)[-1].T / model.trace_min
-    return Evidence(np.full(2, model.ratio), measured, ("flat start", "sharp start"))
+    return Evidence(
+        np.full(2, model.ratio), measured, ("flat start", "sharp start"), {"without": np.array([_models()[1].ratio])}
+    )
+
+
+def draw_whitened(axes: Axes, result: Comparison) -> None:
+    """Beside what the plain loss ends at."""
+    draw_cells(axes, result)
+    axes.axhline(result.curves["without"][0], color=NEUTRAL, ls="-.", lw=0.9, label="with the loss ½r², predicted")
+    axes.set_ylim(0.95, 1.1)
+    axes.legend()
 
 
 def full_batch_drift(setting: Setting) -> Evidence:
     """2000 steps without noise."""
     runs = _runs(setting.seeds, 2000, 0)[:, 0, : len(RATIOS)]
     cells = tuple(f"σ₂/σ₁ = {r:g}, {start}" for r in RATIOS for start in ("flat", "sharp"))
-    return Evidence(np.zeros(len(cells)), (runs[-1] - runs[0]).reshape(len(cells), -1).T, cells)
+    noisy = _selected(setting)[: len(RATIOS)] - runs[0]
+    curves = {"sgd": noisy.mean(-1).ravel()}
+    return Evidence(np.zeros(len(cells)), (runs[-1] - runs[0]).reshape(len(cells), -1).T, cells, curves)
+
+
+def draw_full_batch(axes: Axes, result: Comparison) -> None:
+    """Beside the change by SGD."""
+    axes.plot(result.curves["sgd"], "x", color=NEUTRAL, label="by SGD")
+    draw_cells(axes, result)

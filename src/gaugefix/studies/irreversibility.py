@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 F64 = torch.float64
 ROUTES: tuple[Route, ...] = ("entropy", "substep", "reversal")  # held against the gradient
 NAMES = ("entropy production", "small steps", "step and reversal")
-LRS, ECHO_LRS, ECHO_STEPS = (0.02, 0.01, 0.005), (0.002, 0.001, 0.0005), 20
+LRS, ECHO_LRS, ECHO_STEPS = (0.02, 0.01, 0.005), (0.001, 0.0005, 0.00025), 20
 SCALES = (-0.6, -0.3, 0.0, 0.3, 0.6)  # log-scale of the readout against the hidden layer
 WIDTHS, LR, BATCH, STEPS, UNBALANCED = (10, 32, 10), 0.02, 8, 10_000, 2.0
 
@@ -62,7 +62,7 @@ def irreversibility_of_training() -> tuple[Claim, ...]:
         ),
         Claim(
             "echo",
-            "Run forwards, then backwards over the same batches, SGD misses the start by lr²ΣHĝ.",
+            "Run forwards, then backwards, SGD misses its start by lr²ΣHĝ.",
             echoes,
             Tolerance("next order in the learning rate", relative=0.06),
             draw_echo,
@@ -77,7 +77,7 @@ def irreversibility_of_training() -> tuple[Claim, ...]:
         ),
         Claim(
             "broken",
-            "Along a rescaling it follows e^{−2c}‖ĝ_u‖² + e^{2c}‖ĝ_w‖², with a single minimum.",
+            "Along a rescaling φ follows from the gradients at one point, and has a single minimum.",
             rescaled,
             Tolerance("rounding", relative=1e-9),
             draw_against("log-scale c of readout against hidden layer"),
@@ -85,7 +85,7 @@ def irreversibility_of_training() -> tuple[Claim, ...]:
         ),
         Claim(
             "least",
-            "From unbalanced weights SGD goes to the point of the orbit where φ is least.",
+            "Starting unbalanced, SGD ends where φ is least on the orbit.",
             excess,
             Tolerance("the slowest units, after 10,000 steps", absolute=0.02),
             draw_excess,
@@ -96,6 +96,7 @@ def irreversibility_of_training() -> tuple[Claim, ...]:
             "With ReLU the kinks break the expansion: its largest error is several times that of tanh.",
             kinks,
             Tolerance("an inequality on the mean over seeds", relation=">=", per_seed=False),
+            draw_kinks,
             unit="error of step and reversal",
         ),
     )
@@ -215,12 +216,24 @@ def rescaled(setting: Setting) -> Evidence:
 
 def kinks(setting: Setting) -> Evidence:
     """Largest over the three learning rates."""
-    measured = np.empty((len(setting.seeds), 1))
+    relu = np.empty((len(setting.seeds), len(LRS)))
     for row, seed in enumerate(setting.seeds):
-        errors = [irreversibility(_task(seed, lr, nn.ReLU), "reversal", n_batches=4).relative_error for lr in LRS]
-        measured[row] = max(errors)
-    smooth = _routes(setting)[1][:, ROUTES.index("reversal")].max(1)
-    return Evidence(3 * smooth[:, None], measured, ("ReLU, against 3 × tanh",))
+        for column, lr in enumerate(LRS):
+            relu[row, column] = irreversibility(_task(seed, lr, nn.ReLU), "reversal", n_batches=4).relative_error
+    smooth = _routes(setting)[1][:, ROUTES.index("reversal")]
+    curves = {"relu": relu, "tanh": smooth}
+    return Evidence(3 * smooth.max(1, keepdims=True), relu.max(1, keepdims=True), ("ReLU against 3 × tanh",), curves)
+
+
+def draw_kinks(axes: Axes, result: Comparison) -> None:
+    """Error over learning rate of every seed: a line for tanh, no line for ReLU."""
+    for name, color, label in (("tanh", PREDICTED, "tanh, as the expansion has it"), ("relu", MEASURED, "ReLU")):
+        axes.loglog(LRS, result.curves[name].T, "o-", ms=4, lw=1, color=color)
+        axes.loglog([], [], "o-", ms=4, color=color, label=f"{label}, each seed")
+    axes.set(xlabel="learning rate", ylabel=f"relative {result.unit}")
+    axes.set_xticks(LRS, [f"{lr:g}" for lr in LRS])
+    axes.minorticks_off()
+    axes.legend(fontsize=7.5)
 
 
 # A ReLU network on its way

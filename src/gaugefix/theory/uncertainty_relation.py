@@ -29,6 +29,7 @@ from gaugefix.errors import ValidityWarning
 Array = np.ndarray
 _MAX_PATHS = 1_000_000
 _MAX_DIMENSIONS = 20
+_MAX_BLOCKS = 2000  # more samples are resampled in blocks: the interval is the same and costs no more
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,7 @@ def entropy_production_lower_bound(
         )
         value = math.inf if mean else 0.0
         return EntropyBound(value, value, value, mean, variance, len(f), bool(mean))
+    block = max(block, -(-len(f) // _MAX_BLOCKS))
     blocks = f[: len(f) // block * block].reshape(-1, block)
     sums, squares = blocks.sum(1), (blocks**2).sum(1)
     rng, found = np.random.default_rng(seed), np.empty((2, n_bootstrap))
