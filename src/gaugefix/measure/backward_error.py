@@ -45,7 +45,10 @@ def backward_error_loss(loss: LossOfParameters, *, lr: float, n_substeps: float 
     factor = lr / 4 * (1 - 1 / n_substeps)
 
     def modified(params: Params) -> Tensor:
+        gradient: dict[str, Tensor]
+        value: Tensor
         gradient, value = torch.func.grad_and_value(loss)(params)
-        return value + factor * torch.stack([g.square().sum() for g in gradient.values()]).sum()
+        square: Tensor = torch.stack([g.square().sum() for g in gradient.values()]).sum()
+        return value + factor * square
 
     return modified

@@ -29,7 +29,7 @@ def _train(
         for w in weights[:-1]:
             layers.append((layers[-1] @ w.mT).relu())
         slope = error(layers[-1] @ weights[-1].mT, target) / x.shape[1]
-        gradients = []
+        gradients: list[Tensor] = []
         for k in range(len(weights) - 1, -1, -1):
             gradients.insert(0, slope.mT @ layers[k])
             slope = (slope @ weights[k]) * (layers[k] > 0)

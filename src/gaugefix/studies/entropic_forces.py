@@ -15,7 +15,7 @@ Representation Learning", arXiv 2505.12387.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from itertools import permutations
 from typing import TYPE_CHECKING
@@ -39,7 +39,7 @@ F64 = torch.float64
 LRS, SUBSTEPS, FACTORS = (0.01, 0.005, 0.0025), (2, 4, 64), (0.0, 0.125, 0.25, 0.375)
 VALLEY_STD, VALLEY_LR, VALLEY_STEPS, VALLEY_START = (1.0, 0.3), 0.02, 2000, 0.3
 
-Params = dict[str, Tensor]
+Params = Mapping[str, Tensor]
 
 
 @study("2505.12387")
@@ -200,7 +200,9 @@ def orbit_of_units(setting: Setting) -> Evidence:
             torch.randn(*s, generator=generator, dtype=F64) for s in ((64, 6), (64, 3), (5, 6), (3, 5), (5, 5))
         )
 
-        def sides(w: Tensor, u: Tensor, act: Callable[[Tensor], Tensor] = torch.relu, x=x, y=y) -> tuple[float, float]:
+        def sides(
+            w: Tensor, u: Tensor, act: Callable[[Tensor], Tensor] = torch.relu, x: Tensor = x, y: Tensor = y
+        ) -> tuple[float, float]:
             """E‖ĝ_u‖² and E‖ĝ_w‖² of single samples."""
             each = torch.func.jacrev(lambda w, u: (act(x @ w.T) @ u.T - y).square().sum(1), argnums=(0, 1))(w, u)
             return float(each[1].square().sum()) / 64, float(each[0].square().sum()) / 64

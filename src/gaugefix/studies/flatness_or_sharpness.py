@@ -138,7 +138,7 @@ def _minimise(model: DeepLinearSharpness, seed: int) -> float:
     def closure() -> float:
         solver.zero_grad()
         pairs = zip(*minimum(), strict=True)
-        value = sum((a.T @ noise @ a).trace() * (b @ moment @ b.T).trace() for b, a in pairs)
+        value = torch.stack([(a.T @ noise @ a).trace() * (b @ moment @ b.T).trace() for b, a in pairs]).sum()
         value.backward()
         return float(value.detach())
 
@@ -158,7 +158,7 @@ def _jacobian_norm(model: DeepLinearSharpness) -> float:
     root = torch.linalg.cholesky(torch.from_numpy(model.input_cov))
 
     def outputs(*weights: Tensor) -> Tensor:
-        product = root
+        product: Tensor = root
         for w in weights:
             product = w @ product
         return product.flatten()

@@ -16,21 +16,20 @@ arXiv 2402.07193.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gaugefix.control import AttentionPair, MatrixPair
-from gaugefix.studies.figures import draw_identity
+from gaugefix.studies.figures import draw_identity, draw_within
 from gaugefix.studies.framework import Claim, Evidence, Setting, Tolerance
 from gaugefix.studies.registry import study
 from gaugefix.studies.scale_invariant import draw_scale, scale_norms
 from gaugefix.studies.two_layer_equilibrium import (
     alignment,
-    draw_alignment,
     draw_charges,
-    draw_ratio,
     draw_sharpness,
     final_sharpness,
     layer_charges,
@@ -38,6 +37,7 @@ from gaugefix.studies.two_layer_equilibrium import (
 )
 
 F64 = torch.float64
+Losses = Callable[[dict[str, Tensor]], Tensor]
 HEADS, HEAD_DIM, WIDTH, TOKENS, HEAD_LR, HEAD_STEPS = 2, 2, 6, 5, 0.2, 100
 
 
@@ -82,7 +82,7 @@ def noise_equilibrium() -> tuple[Claim, ...]:
             "At rest the layers are aligned, W Σ_x Wᵀ/Tr Σ_x = Uᵀ Σ_ε U/Tr Σ_ε; after gradient descent they are not.",
             alignment,
             Tolerance("fluctuations at learning rate 0.04", absolute=0.25, relation="<="),
-            draw_alignment,
+            draw_within(-0.05, 1.05, 1.0, "gradient descent"),
             unit="difference after SGD / after GD",
         ),
         Claim(
@@ -90,7 +90,7 @@ def noise_equilibrium() -> tuple[Claim, ...]:
             "With isotropic data ‖U‖²/‖W‖² = d_y/d_x: layers have equal norm only if as many go in as come out.",
             norm_ratio,
             Tolerance("finite learning rate 0.02", relative=0.03),
-            draw_ratio,
+            draw_within(0.0, 1.05, 1.0, "equal norms"),
             unit="‖U‖²/‖W‖²",
         ),
         Claim(
@@ -111,7 +111,8 @@ def _head_losses(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
     q, k = (x @ params[n].T for n in ("q", "k"))
     q, k = (t.unflatten(-1, (HEADS, HEAD_DIM)).transpose(1, 2) for t in (q, k))
     weights = (q @ k.mT / math.sqrt(HEAD_DIM)).softmax(-1).mean(1)
-    return (weights @ x - y).square().sum((1, 2))
+    losses: Tensor = (weights @ x - y).square().sum((1, 2))
+    return losses
 
 
 def head_charges(setting: Setting) -> Evidence:
@@ -151,7 +152,7 @@ def teleport(setting: Setting) -> Evidence:
         def losses(p: dict[str, Tensor], x: Tensor = x, y: Tensor = y) -> Tensor:
             return (torch.tanh(x @ (p["U"] @ p["W"]).T) - y).square().sum(1)
 
-        def gradients(p: dict[str, Tensor], losses=losses) -> list[dict[str, Tensor]]:
+        def gradients(p: dict[str, Tensor], losses: Losses = losses) -> list[dict[str, Tensor]]:
             each = torch.func.jacrev(losses)(p)
             return [{k: g[i] for k, g in each.items()} for i in range(64)]
 
@@ -171,11 +172,11 @@ def _least_noise(params: dict[str, Tensor], gradients: list[dict[str, Tensor]]) 
     change = torch.eye(3, dtype=F64).requires_grad_()
     solver = torch.optim.LBFGS([change], max_iter=300, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
 
-    def closure() -> Tensor:
+    def closure() -> float:
         solver.zero_grad()
         value = ((u @ torch.linalg.inv(change).T).square().sum() + (change.T @ w).square().sum()) / len(u)
         value.backward()
-        return value
+        return float(value.detach())
 
     solver.step(closure)
-    return float(closure().detach())
+    return closure()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gaugefix.studies.figures import MEASURED, NEUTRAL, PREDICTED, draw_against, draw_identity
+from gaugefix.studies.figures import MEASURED, NEUTRAL, PREDICTED, draw_against, draw_identity, draw_within
 from gaugefix.studies.framework import Claim, Comparison, Evidence, Setting, Tolerance, labels
 from gaugefix.studies.registry import study
 from gaugefix.theory.linear_sgd import LinearSGD
@@ -75,13 +75,16 @@ def thermodynamic_uncertainty() -> tuple[Claim, ...]:
             "The sharper forms are reached, by f = a + b·Q/P and by f = tanh(σ/2).",
             saturation,
             Tolerance("rounding", absolute=1e-9),
+            draw_within(0.9, 1.1),
             unit="(Var f/⟨f⟩²)/bound",
         ),
         Claim(
             "circulation",
             "SGD beside a minimum circulates if the noise and the Hessian do not commute, at a known rate.",
             circulation,
-            Tolerance("five standard errors of the mean of 200,000 pairs", absolute=1.5e-3),
+            Tolerance(
+                "four standard errors of the mean of 200,000 pairs, at the smallest learning rate", relative=0.08
+            ),
             draw_against("learning rate"),
             unit="area per step",
         ),
@@ -190,7 +193,7 @@ def saturation(setting: Setting) -> Evidence:
         mean = p @ tanh
         variance = p @ (linear - p @ linear) ** 2
         tight = (p @ (tanh - mean) ** 2 / mean**2) / (1 / (p @ tanh**2) - 1)
-        measured.append([variance / universal_bound(p @ linear, q @ linear, np.log(q / p), p), tight])
+        measured.append([variance / universal_bound(float(p @ linear), float(q @ linear), np.log(q / p), p), tight])
     return Evidence(np.ones(2), np.array(measured), ("a + b·Q/P", "tanh(σ/2)"))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gaugefix.studies.figures import MEASURED, NEUTRAL, PREDICTED, draw_cells
+from gaugefix.studies.figures import MEASURED, NEUTRAL, PREDICTED
 from gaugefix.studies.framework import Comparison, Evidence, Setting
 from gaugefix.studies.linear_networks import train_linear
 from gaugefix.theory.deep_linear_hessian import layer_sum
@@ -141,14 +141,6 @@ def alignment(setting: Setting) -> Evidence:
     return Evidence(np.zeros(len(STARTS)), ratio.T, tuple(f"W {w:g}, U {u:g}" for w, u in STARTS))
 
 
-def draw_alignment(axes: Axes, result: Comparison) -> None:
-    """On a scale on which gradient descent is at one."""
-    draw_cells(axes, result)
-    axes.axhline(1, color=NEUTRAL, ls="-.", lw=0.9, label="gradient descent")
-    axes.set_ylim(-0.05, 1.05)
-    axes.legend()
-
-
 def norm_ratio(setting: Setting) -> Evidence:
     """Four inputs, two outputs, unit noise."""
     steps = setting.choose(8000, 40_000)
@@ -170,11 +162,3 @@ def norm_ratio(setting: Setting) -> Evidence:
     )
     w, u = found[len(found) // 2 :].mean(0).numpy()
     return Evidence(np.array([0.5]), (u / w)[:, None], ("d_x = 4, d_y = 2",))
-
-
-def draw_ratio(axes: Axes, result: Comparison) -> None:
-    """On a scale on which equal norms are at one."""
-    draw_cells(axes, result)
-    axes.axhline(1, color=NEUTRAL, ls="-.", lw=0.9, label="equal norms")
-    axes.set_ylim(0, 1.05)
-    axes.legend()
