@@ -13,7 +13,7 @@ from gaugefix.studies.digits import digits
 from gaugefix.studies.framework import Evidence, Setting
 
 WIDTHS, LR, DECAY, BATCH, STEPS = (8, 16, 16, 4), 0.02, 0.04, 16, 8000
-DIGITS_WIDTHS, DIGITS_LR, DIGITS_DECAY, DIGITS_BATCH, DIGITS_STEPS = (64, 32, 32, 10), 0.1, 4e-3, 8, 12_000
+DIGITS_WIDTHS, DIGITS_LR, DIGITS_DECAY, DIGITS_BATCH, DIGITS_STEPS = (64, 32, 32, 10), 0.1, 6e-3, 8, 12_000
 WRONG = 0.2  # share of labels that are random
 
 

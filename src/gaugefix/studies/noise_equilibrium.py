@@ -38,7 +38,7 @@ from gaugefix.studies.two_layer_equilibrium import (
 
 F64 = torch.float64
 Losses = Callable[[dict[str, Tensor]], Tensor]
-HEADS, HEAD_DIM, WIDTH, TOKENS, HEAD_LR, HEAD_STEPS = 2, 2, 6, 5, 0.2, 100
+HEADS, HEAD_DIM, WIDTH, TOKENS, HEAD_LR, HEAD_STEPS = 2, 2, 6, 5, 0.2, 40
 
 
 @study("2402.07193")
@@ -49,7 +49,7 @@ def noise_equilibrium() -> tuple[Claim, ...]:
             "matrix-law",
             "One step changes the matrix charge of a head, W_QW_Qᵀ − W_KW_Kᵀ, by lr²(ĝ_Qĝ_Qᵀ − ĝ_Kĝ_Kᵀ), exactly.",
             head_charges,
-            Tolerance("rounding of float64 over 100 steps", absolute=1e-12),
+            Tolerance("rounding of float64 over 40 steps", absolute=1e-12),
             draw_identity,
             unit="entries of the charge",
         ),
