@@ -20,6 +20,11 @@ LONG |= {f"2210.01212 {claim}" for claim in ("lasso", "support", "sign-trap", "d
 LONG |= {"2210.01212 network-zeros", "2210.01212 subgradient", "2309.16932 constraints"}
 LONG |= {f"2510.00504 {claim}" for claim in ("exponent", "linear-dynamics", "network-dynamics")}
 LONG |= {"2408.15495 network-rank", "2408.15495 network-accuracy"}
+LONG |= {f"2402.07193 {claim}" for claim in ("scale", "equilibrium", "sharpness", "alignment", "isotropic")}
+LONG |= {f"2505.12387 {claim}" for claim in ("one-step", "one-epoch", "balance", "digits")}
+LONG |= {f"2602.05065 {claim}" for claim in ("closed-form", "selected", "whitened", "full-batch", "digits")}
+LONG |= {f"2605.21933 {claim}" for claim in ("one-potential", "first-order", "kinks", "least")}
+LONG |= {f"2207.14497 {claim}" for claim in ("sgd", "circulation", "reversible")}
 
 CLAIMS = [
     pytest.param(

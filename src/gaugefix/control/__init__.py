@@ -14,8 +14,13 @@ from gaugefix.control.folding import FoldResult as FoldResult
 from gaugefix.control.folding import Refit as Refit
 from gaugefix.control.folding import fold as fold
 from gaugefix.control.folding import load_folded as load_folded
+from gaugefix.control.gauges import AttentionPair as AttentionPair
 from gaugefix.control.gauges import CanonicalForm as CanonicalForm
+from gaugefix.control.gauges import DeclaredSymmetry as DeclaredSymmetry
+from gaugefix.control.gauges import MatrixPair as MatrixPair
 from gaugefix.control.gauges import Rebalanced as Rebalanced
+from gaugefix.control.gauges import Rescaling as Rescaling
+from gaugefix.control.gauges import Scale as Scale
 from gaugefix.control.gauges import canonicalize as canonicalize
 from gaugefix.control.gauges import rebalance_ as rebalance_
 from gaugefix.control.moments import CompressedPoints as CompressedPoints

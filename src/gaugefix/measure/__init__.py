@@ -7,6 +7,7 @@ from gaugefix.measure.alignment import measure_alignment as measure_alignment
 from gaugefix.measure.alignment_phase import PowerLaws as PowerLaws
 from gaugefix.measure.alignment_phase import phase as phase
 from gaugefix.measure.alignment_phase import power_law_exponents as power_law_exponents
+from gaugefix.measure.backward_error import backward_error_loss as backward_error_loss
 from gaugefix.measure.capture import ClassProbe as ClassProbe
 from gaugefix.measure.capture import Probe as Probe
 from gaugefix.measure.capture import class_inputs as class_inputs
@@ -27,6 +28,8 @@ from gaugefix.measure.curvature import hvp as hvp
 from gaugefix.measure.curvature import o_hessian as o_hessian
 from gaugefix.measure.decay_threshold import DecayThreshold as DecayThreshold
 from gaugefix.measure.decay_threshold import weight_decay_threshold as weight_decay_threshold
+from gaugefix.measure.dissipation import EntropyProduction as EntropyProduction
+from gaugefix.measure.dissipation import entropy_production_curve as entropy_production_curve
 from gaugefix.measure.entropy import EntropicForce as EntropicForce
 from gaugefix.measure.entropy import EntropicLoss as EntropicLoss
 from gaugefix.measure.entropy import entropic_force as entropic_force
@@ -50,6 +53,8 @@ from gaugefix.measure.ghosts import Drives as Drives
 from gaugefix.measure.ghosts import birth_threshold as birth_threshold
 from gaugefix.measure.ghosts import collapse_threshold as collapse_threshold
 from gaugefix.measure.ghosts import drives as drives
+from gaugefix.measure.gradient_balance import GradientBalance as GradientBalance
+from gaugefix.measure.gradient_balance import gradient_balance as gradient_balance
 from gaugefix.measure.homogeneity import Homogeneity as Homogeneity
 from gaugefix.measure.homogeneity import homogeneity_degree as homogeneity_degree
 from gaugefix.measure.identities import IdentityCheck as IdentityCheck
@@ -109,6 +114,10 @@ from gaugefix.measure.sgd_noise import SgdNoiseReport as SgdNoiseReport
 from gaugefix.measure.sgd_noise import decoupling_ratio as decoupling_ratio
 from gaugefix.measure.sgd_noise import fdr_check as fdr_check
 from gaugefix.measure.sgd_noise import sgd_noise_report as sgd_noise_report
+from gaugefix.measure.sharpness import GradientFluctuation as GradientFluctuation
+from gaugefix.measure.sharpness import HessianTrace as HessianTrace
+from gaugefix.measure.sharpness import gradient_fluctuation as gradient_fluctuation
+from gaugefix.measure.sharpness import hessian_trace as hessian_trace
 from gaugefix.measure.similarity import CKA as CKA
 from gaugefix.measure.similarity import linear_cka as linear_cka
 from gaugefix.measure.similarity import mutual_knn as mutual_knn

@@ -114,6 +114,28 @@ def draw_against(label: str, *, log: bool = False, step: bool = False) -> Draw:
     return draw
 
 
+def draw_within(low: float, high: float, line: float | None = None, label: str = "") -> Draw:
+    """As `draw_cells` on a scale that is given, where the scale of the data would say nothing.
+
+    Args:
+        low: end of the vertical axis.
+        high: other end.
+        line: something to compare with.
+        label: what that is.
+
+    Returns:
+        A function for `Claim.draw`.
+    """
+
+    def draw(axes: Axes, comparison: Comparison) -> None:
+        if line is not None:
+            axes.axhline(line, color=NEUTRAL, ls="-.", lw=0.9, label=label)
+        draw_cells(axes, comparison)
+        axes.set_ylim(low, high)
+
+    return draw
+
+
 def errorbars(axes: Axes, x: np.ndarray, comparison: Comparison) -> None:
     """Measured mean ± standard error over the seeds."""
     stderr = np.nan_to_num(comparison.stderr)

@@ -33,6 +33,10 @@ from gaugefix.theory.log_barrier import log_barrier_escape as log_barrier_escape
 from gaugefix.theory.log_barrier import lr_to_escape as lr_to_escape
 from gaugefix.theory.log_barrier import min_batch_to_stay as min_batch_to_stay
 from gaugefix.theory.log_barrier import passage_steps as passage_steps
+from gaugefix.theory.deep_linear_hessian import initial_sharpness as initial_sharpness
+from gaugefix.theory.deep_linear_hessian import layer_sum as layer_sum
+from gaugefix.theory.deep_linear_sharpness import DeepLinearSharpness as DeepLinearSharpness
+from gaugefix.theory.linear_sgd import LinearSGD as LinearSGD
 from gaugefix.theory.lyapunov import Exponents as Exponents
 from gaugefix.theory.lyapunov import LyapunovAccumulator as LyapunovAccumulator
 from gaugefix.theory.lyapunov import product_exponent as product_exponent
@@ -72,6 +76,9 @@ from gaugefix.theory.regression_noise import equivalent_lr as equivalent_lr
 from gaugefix.theory.regression_noise import label_noise_sgd as label_noise_sgd
 from gaugefix.theory.regression_noise import linear_sgd_stationary as linear_sgd_stationary
 from gaugefix.theory.regression_noise import ridge_sgd as ridge_sgd
+from gaugefix.theory.scale_invariance import angular_step as angular_step
+from gaugefix.theory.scale_invariance import scale_equilibrium_norm as scale_equilibrium_norm
+from gaugefix.theory.scale_invariance import scale_norm as scale_norm
 from gaugefix.theory.stability_window import critical_lr as critical_lr
 from gaugefix.theory.stability_window import stability_window as stability_window
 from gaugefix.theory.stationary_distribution import StationaryDistribution as StationaryDistribution
@@ -80,3 +87,13 @@ from gaugefix.theory.two_layer_origin import batch_means as batch_means
 from gaugefix.theory.two_layer_origin import origin_exponents as origin_exponents
 from gaugefix.theory.two_layer_origin import origin_phase as origin_phase
 from gaugefix.theory.two_layer_origin import two_layer_phase as two_layer_phase
+from gaugefix.theory.uncertainty_relation import EntropyBound as EntropyBound
+from gaugefix.theory.uncertainty_relation import MarkovUncertainty as MarkovUncertainty
+from gaugefix.theory.uncertainty_relation import OptimalCurrent as OptimalCurrent
+from gaugefix.theory.uncertainty_relation import average_bound as average_bound
+from gaugefix.theory.uncertainty_relation import entropy_production_lower_bound as entropy_production_lower_bound
+from gaugefix.theory.uncertainty_relation import markov_tur as markov_tur
+from gaugefix.theory.uncertainty_relation import optimal_current as optimal_current
+from gaugefix.theory.uncertainty_relation import universal_bound as universal_bound
+from gaugefix.theory.valley_drift import valley_covariance as valley_covariance
+from gaugefix.theory.valley_drift import valley_drift as valley_drift

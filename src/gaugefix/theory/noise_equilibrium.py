@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float
 
+from gaugefix.theory.covariances import psd_power
+
 Array = np.ndarray
 _STEPS = 80
 
@@ -76,10 +78,5 @@ def matrix_equilibrium(plus: Float[Array, "n n"], minus: Float[Array, "n n"]) ->
     low = min(np.linalg.eigvalsh(m)[0] / max(np.trace(m), 1e-300) for m in (plus, minus))
     if not low > len(plus) * np.finfo(float).eps:
         return np.full_like(plus, np.nan)
-    root, inverse = _power(minus, 0.5), _power(minus, -0.5)
-    return _power(inverse @ _power(root @ plus @ root, 0.5) @ inverse, 0.5)
-
-
-def _power(matrix: Array, power: float) -> Array:
-    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
-    return np.asarray((vectors * values.clip(1e-300) ** power) @ vectors.T)
+    root, inverse = psd_power(minus, 0.5, singular=0.0), psd_power(minus, -0.5, singular=0.0)
+    return psd_power(inverse @ psd_power(root @ plus @ root, 0.5, singular=0.0) @ inverse, 0.5, singular=0.0)
