@@ -19,6 +19,7 @@ LONG |= {f"forecast {claim}" for claim in ("drives", "certificate", "rank")}
 LONG |= {f"2210.01212 {claim}" for claim in ("lasso", "support", "sign-trap", "decoupled-decay")}
 LONG |= {"2210.01212 network-zeros", "2210.01212 subgradient", "2309.16932 constraints"}
 LONG |= {"2408.15495 network-rank", "2408.15495 network-accuracy"}
+LONG |= {f"2510.02670 {claim}" for claim in ("twins", "slope", "bound", "reversals")}
 
 CLAIMS = [
     pytest.param(

@@ -38,6 +38,8 @@ from gaugefix.theory.multiplicative_noise import exponent_root as exponent_root
 from gaugefix.theory.multiplicative_noise import gaussian_regression_exponent as gaussian_regression_exponent
 from gaugefix.theory.multiplicative_noise import lyapunov_exponent as lyapunov_exponent
 from gaugefix.theory.multiplicative_noise import mean_square_growth as mean_square_growth
+from gaugefix.theory.neurons_on_a_line import order_keeping_lr as order_keeping_lr
+from gaugefix.theory.neurons_on_a_line import reversed_share as reversed_share
 from gaugefix.theory.noise_equilibrium import matrix_equilibrium as matrix_equilibrium
 from gaugefix.theory.noise_equilibrium import rescaling_equilibrium as rescaling_equilibrium
 from gaugefix.theory.product_collapse import collapse_lr as collapse_lr
