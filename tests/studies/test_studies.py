@@ -20,6 +20,9 @@ LONG |= {f"2210.01212 {claim}" for claim in ("lasso", "support", "sign-trap", "d
 LONG |= {"2210.01212 network-zeros", "2210.01212 subgradient", "2309.16932 constraints"}
 LONG |= {"2408.15495 network-rank", "2408.15495 network-accuracy"}
 LONG |= {f"2510.02670 {claim}" for claim in ("twins", "slope", "bound", "reversals")}
+LONG |= {
+    f"2507.01098 {claim}" for claim in ("entropy", "closed-form", "sgd", "sgd-kernel", "stretched-labels", "breakers")
+}
 
 CLAIMS = [
     pytest.param(

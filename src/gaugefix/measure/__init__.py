@@ -93,6 +93,11 @@ from gaugefix.measure.order import OrderParameters as OrderParameters
 from gaugefix.measure.order import distinct_units as distinct_units
 from gaugefix.measure.order import mirror_distances as mirror_distances
 from gaugefix.measure.order import order_parameters as order_parameters
+from gaugefix.measure.platonic import PlatonicReport as PlatonicReport
+from gaugefix.measure.platonic import kernel_alignment as kernel_alignment
+from gaugefix.measure.platonic import platonic_report as platonic_report
+from gaugefix.measure.platonic_breakers import Breaker as Breaker
+from gaugefix.measure.platonic_breakers import platonic_breaker_checklist as platonic_breaker_checklist
 from gaugefix.measure.records import Record as Record
 from gaugefix.measure.settle import Settled as Settled
 from gaugefix.measure.settle import settle as settle

@@ -21,6 +21,8 @@ from gaugefix.theory.collapsed_layer import homogeneous_threshold as homogeneous
 from gaugefix.theory.collapsed_layer import predicted_rank as predicted_rank
 from gaugefix.theory.collapsed_layer import signal_matrix as signal_matrix
 from gaugefix.theory.collapsed_layer import smooth_threshold as smooth_threshold
+from gaugefix.theory.embedded_linear_network import EmbeddedSolution as EmbeddedSolution
+from gaugefix.theory.embedded_linear_network import edln_solution as edln_solution
 from gaugefix.theory.lyapunov import Exponents as Exponents
 from gaugefix.theory.lyapunov import LyapunovAccumulator as LyapunovAccumulator
 from gaugefix.theory.lyapunov import product_exponent as product_exponent
