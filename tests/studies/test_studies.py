@@ -23,6 +23,7 @@ LONG |= {f"2510.02670 {claim}" for claim in ("twins", "slope", "bound", "reversa
 LONG |= {
     f"2507.01098 {claim}" for claim in ("entropy", "closed-form", "sgd", "sgd-kernel", "stretched-labels", "breakers")
 }
+LONG |= {"2512.21447 sharpness", "2512.21447 charge"}
 
 CLAIMS = [
     pytest.param(

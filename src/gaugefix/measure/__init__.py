@@ -37,6 +37,8 @@ from gaugefix.measure.equipartition import MatrixEquipartition as MatrixEquipart
 from gaugefix.measure.equipartition import entropy_report as entropy_report
 from gaugefix.measure.equipartition import equipartition_residual as equipartition_residual
 from gaugefix.measure.equipartition import matrix_equipartition as matrix_equipartition
+from gaugefix.measure.equivariance import Generator as Generator
+from gaugefix.measure.equivariance import predicted_products as predicted_products
 from gaugefix.measure.extremes import HessianExtremes as HessianExtremes
 from gaugefix.measure.extremes import hessian_extremes as hessian_extremes
 from gaugefix.measure.extremes import lambda_min as lambda_min
@@ -54,7 +56,7 @@ from gaugefix.measure.identities import IdentityCheck as IdentityCheck
 from gaugefix.measure.identities import SharpnessBound as SharpnessBound
 from gaugefix.measure.identities import check_first_order as check_first_order
 from gaugefix.measure.identities import check_second_order as check_second_order
-from gaugefix.measure.identities import flat_basis as flat_basis
+from gaugefix.measure.identities import flat_directions as flat_directions
 from gaugefix.measure.identities import sharpness_lower_bound as sharpness_lower_bound
 from gaugefix.measure.irreversibility import EchoResult as EchoResult
 from gaugefix.measure.irreversibility import Irreversibility as Irreversibility

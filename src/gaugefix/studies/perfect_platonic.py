@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from gaugefix.measure.platonic import PlatonicReport, platonic_report
-from gaugefix.studies.figures import MEASURED, NEUTRAL, PREDICTED, draw_identity
+from gaugefix.studies.figures import NEUTRAL, PREDICTED, draw_identity, points, rings
 from gaugefix.studies.framework import Claim, Comparison, Evidence, Setting, Tolerance
 from gaugefix.studies.registry import study
 from gaugefix.theory.embedded_linear_network import EmbeddedSolution, edln_solution
@@ -60,6 +60,7 @@ def perfect_platonic() -> tuple[Claim, ...]:
             "At that minimum every hidden layer has the kernel of √S R Σ_x^(−1/2) x.",
             lambda setting: _minima(setting.seeds)[1],
             Tolerance("the weight of the entropy is 1e-4, and L-BFGS stops at a finite time", absolute=2e-3),
+            draw_alignment,
             unit="alignment with the closed form",
         ),
         Claim(
@@ -67,7 +68,7 @@ def perfect_platonic() -> tuple[Claim, ...]:
             "SGD gives networks of other depth, width and view the same representation in every layer.",
             lambda setting: _smallest(setting, CONDITIONS[:2], 1.0),
             Tolerance("finite learning rate and finite time", absolute=0.04),
-            draw_conditions,
+            draw_alignment,
             unit="smallest alignment of two layers",
         ),
         Claim(
@@ -75,6 +76,7 @@ def perfect_platonic() -> tuple[Claim, ...]:
             "It is the one of the closed form.",
             sgd_kernels,
             Tolerance("finite learning rate and finite time", absolute=0.04),
+            draw_alignment,
             unit="alignment with the closed form",
         ),
         Claim(
@@ -82,6 +84,7 @@ def perfect_platonic() -> tuple[Claim, ...]:
             "Labels stretched unequally for one network give it another kernel, that of its own closed form.",
             stretched,
             Tolerance("the weight of the entropy is 1e-4, and L-BFGS stops at a finite time", absolute=2e-3),
+            draw_alignment,
             unit="smallest alignment of two layers",
         ),
         Claim(
@@ -89,7 +92,7 @@ def perfect_platonic() -> tuple[Claim, ...]:
             "Weight decay or the absence of noise prevents it.",
             breakers,
             Tolerance("inequalities: clearly below the same runs with noise and without decay", relation="<="),
-            draw_conditions,
+            draw_alignment,
             unit="smallest alignment of two layers",
         ),
     )
@@ -197,7 +200,7 @@ def _minimise(
             value.backward()
             return value
 
-        solver.step(closure)  # type: ignore[arg-type]
+        solver.step(closure)
     with torch.no_grad():
         hidden, _, entropy = parts()
     return [h.numpy() for h in hidden], entropy.numpy()
@@ -276,15 +279,15 @@ def sgd_kernels(setting: Setting) -> Evidence:
     return Evidence(np.ones(len(cells)), measured, cells)
 
 
-def draw_conditions(axes: Axes, result: Comparison) -> None:
-    """The alignment under every condition, on the whole scale from nothing to perfect."""
+def draw_alignment(axes: Axes, result: Comparison) -> None:
+    """Alignment on the whole scale from nothing to perfect: rings where it is predicted, bars where it is bounded."""
     places = np.arange(len(result.cells))
-    perfect = result.predicted.min() == 1
-    axes.axhline(1, color=PREDICTED if perfect else NEUTRAL, lw=1.2, label="predicted" if perfect else "perfect")
-    if not perfect:
+    axes.axhline(1, color=NEUTRAL, lw=1, label="the same representation")
+    if result.tolerance.relation == "=":
+        rings(axes, places, result.predicted.T)
+    else:
         axes.bar(places, result.predicted[0], width=0.5, color=PREDICTED, alpha=0.12, label="predicted: below")
-    axes.plot(places, result.measured.T, "o", ms=5, color=MEASURED)
-    axes.plot([], [], "o", ms=5, color=MEASURED, label="measured, each seed")
+    points(axes, places, result.measured.T)
     axes.set_xticks(places, result.cells)
     axes.set(xlim=(-0.6, len(places) - 0.4), ylim=(0, 1.08), ylabel=result.unit)
     axes.legend(loc="lower left")

@@ -102,13 +102,13 @@ def twins(setting: Setting) -> Evidence:
     for row, seed in enumerate(setting.seeds):
         x, y, start = _network(seed)
         for column, kind in enumerate(_OPTIMIZERS):
-            model = nn.Sequential(nn.Linear(INPUTS, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 1, bias=False)).double()
+            start[1] = start[0]
+            into, out = nn.Linear(INPUTS, HIDDEN), nn.Linear(HIDDEN, 1, bias=False)
+            model = nn.Sequential(into, nn.Tanh(), out).double()
             with torch.no_grad():
-                model[0].weight.copy_(start[:, :INPUTS])
-                model[0].bias.copy_(start[:, INPUTS])
-                model[2].weight.copy_(start[:, -1:].mT)
-                for p, dim in ((model[0].weight, 0), (model[0].bias, 0), (model[2].weight, 1)):
-                    p.select(dim, 1).copy_(p.select(dim, 0))
+                into.weight.copy_(start[:, :INPUTS])
+                into.bias.copy_(start[:, INPUTS])
+                out.weight.copy_(start[:, -1:].mT)
             optimizers = _optimizers(kind, model)
             for _ in range(TWIN_STEPS):
                 loss = (model(x).squeeze(-1) - y).square().mean() / 2
@@ -116,7 +116,7 @@ def twins(setting: Setting) -> Evidence:
                 loss.backward()
                 for optimizer in optimizers:
                     optimizer.step()
-            end = torch.cat([model[0].weight, model[0].bias[:, None], model[2].weight.mT], 1).detach()
+            end = torch.cat([into.weight, into.bias[:, None], out.weight.mT], 1).detach()
             distances[row, column] = (end[0] - end[1]).norm()
             others[row, column] = (end - start)[2:].norm(dim=1).mean()
     return Evidence(np.zeros(len(_OPTIMIZERS)), distances, _OPTIMIZERS, {"others": others})
@@ -161,7 +161,8 @@ def _network(seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _loss(neurons: Tensor, x: Tensor, y: Tensor) -> Tensor:
     hidden = torch.tanh(x @ neurons[..., :INPUTS].mT + neurons[..., None, :, INPUTS])
-    return ((hidden * neurons[..., None, :, -1]).sum(-1) - y).square().mean(-1) / 2
+    errors: Tensor = (hidden * neurons[..., None, :, -1]).sum(-1) - y
+    return errors.square().mean(-1) / 2
 
 
 @cache
@@ -195,7 +196,8 @@ def _curvature(neurons: Tensor, x: Tensor, y: Tensor) -> Tensor:
     batch = neurons.shape[:2]
     xs, ys = (t.expand(*batch, *t.shape[2:]).flatten(0, 1) for t in (x, y))
     matrices = torch.func.vmap(hessian)(neurons.reshape(-1, size), xs, ys)
-    return torch.linalg.eigvalsh(matrices).abs().amax(-1).reshape(batch)
+    largest: Tensor = torch.linalg.eigvalsh(matrices).abs().amax(-1)
+    return largest.reshape(batch)
 
 
 def slopes(setting: Setting) -> Evidence:
