@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gaugefix.cli_options import AsJson, DataDir, Seed, Target
+from gaugefix.cli_output import json_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,7 +57,7 @@ def fold(
     _check_out(out)
     task = _trained(target, weights, epochs, data_dir, seed)
     done = control.fold(task, tolerance=tolerance, max_error=max_error, multiple_of=multiple_of, factor=factor)
-    typer.echo(_json(done.to_dict()) if as_json else str(done))
+    typer.echo(json_text(done.to_dict()) if as_json else str(done))
     _write(done.model, out, as_json)
 
 
@@ -81,7 +81,7 @@ def rebalance(
     task = _trained(target, weights, epochs, data_dir, seed)
     done = control.rebalance_(task, to=to.value, seed=seed)
     if as_json:
-        typer.echo(_json(done.to_dict()))
+        typer.echo(json_text(done.to_dict()))
     else:
         typer.echo(f"squared norm {done.norm[0]:.4g} -> {done.norm[1]:.4g}, error {done.error:.1e}")
         typer.echo(f"imbalance that is left {done.residual:.1e}; {done.unbounded} units have no balanced point")
@@ -115,7 +115,7 @@ def align(
     done = control.align(one, two.model, starts=starts, seed=seed)
     walls = [control.barrier(one.model, m, one).barrier for m in (two.model, done.model)]
     if as_json:
-        typer.echo(_json({**done.to_dict(), "barrier": walls}))
+        typer.echo(json_text({**done.to_dict(), "barrier": walls}))
     else:
         typer.echo(f"relative distance of the weights {done.distance[0]:.3g} -> {done.distance[1]:.3g}")
         typer.echo(f"cosine in the balanced gauge {done.similarity[0]:.3g} -> {done.similarity[1]:.3g}")
@@ -172,9 +172,3 @@ def _write(model: nn.Module, path: Path | None, quiet: bool) -> None:
     written = save_weights(model, path)
     if not quiet:
         typer.echo(f"Weights\n  {written}")
-
-
-def _json(value: Any) -> str:
-    from gaugefix.measure.records import plain
-
-    return json.dumps(plain(value), indent=2, allow_nan=False)
