@@ -25,8 +25,8 @@ ROOMS = [
     {"audit", "run_summary"},
     {"report", "studies"},
     {"inspection"},
-    {"cli_options"},
-    {"cli_change"},
+    {"cli_options", "cli_output"},
+    {"cli_change", "cli_studies"},
     {"cli"},
     {"__main__"},
 ]

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from gaugefix import cli_change
+from gaugefix import cli_change, cli_studies
 from gaugefix.cli_options import AsJson, DataDir, Seed, Target
+from gaugefix.cli_output import FINE, INTERRUPTED, USER_ERROR, files, json_text, leave
 from gaugefix.errors import GaugefixError
-
-FINE, FINDING, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
-_STUDY_RESULTS = Path("study_results")
 
 app = typer.Typer(
     name="gaugefix",
@@ -112,8 +108,8 @@ def audit(
     if data is not None:
         result.to_json(data)
     if not as_json:
-        Console().print(_files("Report", written))
-    _leave(strict and any(a.severity == "act" for a in result.advice))
+        Console().print(files("Report", written))
+    leave(strict and any(a.severity == "act" for a in result.advice))
 
 
 @app.command()
@@ -159,77 +155,14 @@ def symmetries(
         target, meta=meta, verify=verify, complete=complete, trainable_only=trainable, data_dir=data_dir, seed=seed
     )
     if as_json:
-        typer.echo(_json(data))
+        typer.echo(json_text(data))
     else:
         Console().print(symmetry_console(data))
     if html is not None:
         written = write_atomically(html, symmetry_page(data))
         if not as_json:
-            Console().print(_files("Page", [written]))
-    _leave(strict and bool(data["rejected"] or data["opaque"]))
-
-
-@app.command()
-def papers(as_json: AsJson = False) -> None:
-    """List the papers behind gaugefix, and which of them are reproduced so far.
-
-    Example: [bold]gaugefix papers[/]
-    """
-    from gaugefix.studies import papers as all_papers
-
-    known = all_papers()
-    if as_json:
-        typer.echo(_json([{"id": p.id, "title": p.title, "status": p.status, "claims": p.claims} for p in known]))
-        return
-    table = Table("paper", "status", "claims", "title", title="Papers", title_justify="left", box=None, pad_edge=False)
-    for p in known:
-        table.add_row(Text(p.id), Text(p.status), str(len(p.claims) or "–"), Text(p.title))
-    Console().print(table)
-
-
-@app.command()
-def reproduce(
-    paper: Annotated[str, typer.Argument(metavar="PAPER", help="arXiv id, for example [bold]2309.16932[/].")],
-    full: Annotated[bool, typer.Option("--full", help="The sizes of the paper instead of the quick setting.")] = False,
-    seeds: Annotated[int, typer.Option(min=1, help="Number of independent runs.")] = 3,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the figure and the numbers.", show_default=_STUDY_RESULTS.name)
-    ] = None,
-    as_json: AsJson = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a claim fails.")] = False,
-) -> None:
-    """Run the claims of a paper: predicted against measured, with the tolerance.
-
-    Prints a table and writes a figure (svg, png) and the numbers (json). What has passed is taken over by the next
-    run. For machines, --json prints JSON instead; files are then written only where --out says so.
-
-    Example: [bold]gaugefix reproduce 2309.16932 --out results[/]
-    """
-    from gaugefix.report.progress import Stages
-    from gaugefix.studies import reproduce as run_study
-
-    if out is None and not as_json:
-        out = _STUDY_RESULTS
-    with Stages(shown=not as_json) as stages:
-        result = run_study(paper, full=full, seeds=seeds, out=out, progress=stages.follow("Claims"))
-    if as_json:
-        typer.echo(_json(result.to_dict()))
-    else:
-        Console().print(result, _files("Figure and numbers", sorted((out or Path()).glob(f"{result.paper.id}.*"))))
-    _leave(strict and not result.passed)
-
-
-@app.command()
-def cite(
-    paper: Annotated[str, typer.Argument(metavar="PAPER", help="arXiv id, for example [bold]2309.16932[/].")],
-) -> None:
-    """Print the BibTeX entry of a paper.
-
-    Example: [bold]gaugefix cite 2309.16932 >> references.bib[/]
-    """
-    from gaugefix.studies import cite as bibtex
-
-    typer.echo(bibtex(paper))
+            Console().print(files("Page", [written]))
+    leave(strict and bool(data["rejected"] or data["opaque"]))
 
 
 @app.command()
@@ -254,35 +187,16 @@ def watch(
     if once or as_json:
         found = read_log(log)
         if as_json:
-            typer.echo(_json(run_state(found)))
+            typer.echo(json_text(run_state(found)))
         else:
             Console().print(run_view(found))
     else:
         found = follow_run(log, seconds=seconds, console=Console())
-    _leave(strict and any(a["severity"] == "act" for a in run_state(found)["advice"]))
+    leave(strict and any(a["severity"] == "act" for a in run_state(found)["advice"]))
 
 
 cli_change.register(app)
-
-
-def _leave(finding: bool) -> None:
-    """Exit with the code for a finding, if there is one."""
-    if finding:
-        raise typer.Exit(FINDING)
-
-
-def _json(value: Any) -> str:
-    from gaugefix.measure.records import plain
-
-    return json.dumps(plain(value), indent=2, allow_nan=False)
-
-
-def _files(title: str, paths: list[Path]) -> Text:
-    """What was written, one absolute path a line."""
-    text = Text(title, style="bold")
-    for path in paths:
-        text.append(f"\n  {path.expanduser().absolute()}", style="not bold")
-    return text
+cli_studies.register(app)
 
 
 def main() -> NoReturn:

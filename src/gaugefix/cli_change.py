@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gaugefix.cli_options import AsJson, DataDir, Seed, Target
+from gaugefix.cli_output import json_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,7 +58,7 @@ def fold(
     _check_out(out)
     task = _trained(target, weights, epochs, data_dir, seed)
     done = control.fold(task, tolerance=tolerance, max_error=max_error, multiple_of=multiple_of, factor=factor)
-    typer.echo(_json(done.to_dict()) if as_json else str(done))
+    typer.echo(json_text(done.to_dict()) if as_json else str(done))
     if out is not None:
         _say(done.save(out), as_json)
 
@@ -144,7 +144,7 @@ def compress(
             if kept_in is not None and kept_in.exists():
                 typer.echo(f"Interrupted; the same command goes on from {kept_in.absolute()}", err=True)
             raise
-    typer.echo(_json(result.to_dict()) if as_json else str(result))
+    typer.echo(json_text(result.to_dict()) if as_json else str(result))
     if html is not None:
         _say(write_atomically(html, compression_page(result.to_dict())), as_json, "Page")
     if out is not None:
@@ -173,7 +173,7 @@ def rebalance(
     task = _trained(target, weights, epochs, data_dir, seed)
     done = control.rebalance_(task, to=to.value, seed=seed)
     if as_json:
-        typer.echo(_json(done.to_dict()))
+        typer.echo(json_text(done.to_dict()))
     else:
         typer.echo(f"squared norm {done.norm[0]:.4g} -> {done.norm[1]:.4g}, error {done.error:.1e}")
         typer.echo(f"imbalance that is left {done.residual:.1e}; {done.unbounded} units have no balanced point")
@@ -207,7 +207,7 @@ def align(
     done = control.align(one, two.model, starts=starts, seed=seed)
     walls = [control.barrier(one.model, m, one).barrier for m in (two.model, done.model)]
     if as_json:
-        typer.echo(_json({**done.to_dict(), "barrier": walls}))
+        typer.echo(json_text({**done.to_dict(), "barrier": walls}))
     else:
         typer.echo(f"relative distance of the weights {done.distance[0]:.3g} -> {done.distance[1]:.3g}")
         typer.echo(f"cosine in the balanced gauge {done.similarity[0]:.3g} -> {done.similarity[1]:.3g}")
@@ -294,9 +294,3 @@ def _write(model: nn.Module, path: Path | None, quiet: bool) -> None:
 def _say(written: Path, quiet: bool, what: str = "Weights") -> None:
     if not quiet:
         typer.echo(f"{what}\n  {written}")
-
-
-def _json(value: Any) -> str:
-    from gaugefix.measure.records import plain
-
-    return json.dumps(plain(value), indent=2, allow_nan=False)

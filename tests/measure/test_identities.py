@@ -10,7 +10,7 @@ from gaugefix.measure import (
     HessianOperator,
     check_first_order,
     check_second_order,
-    flat_basis,
+    flat_directions,
     hessian_extremes,
     homogeneity_degree,
     sharpness_lower_bound,
@@ -83,10 +83,10 @@ def test_the_bound_is_below_the_sharpness_and_not_empty(made):
     assert sharpness_lower_bound(task, none).value == 0
 
 
-def test_flat_basis_is_orthonormal_and_flat(made):
+def test_flat_directions_is_orthonormal_and_flat(made):
     task, symmetries = made
     params = {k: p.detach() for k, p in task.model.named_parameters()}
-    basis, names = flat_basis(params, symmetries)
+    basis, names = flat_directions(params, symmetries)
     assert basis.shape == (sum(p.numel() for p in params.values()), symmetries.flat_dim)
     assert torch.allclose(basis.T @ basis, torch.eye(basis.shape[1], dtype=torch.float64), atol=1e-10)
     gradient = HessianOperator(task).gradient()
@@ -97,7 +97,7 @@ def test_flat_basis_is_orthonormal_and_flat(made):
 def test_no_symmetry_no_direction(made):
     task, symmetries = made
     params = {k: p.detach() for k, p in task.model.named_parameters()}
-    assert flat_basis(params, replace(symmetries, symmetries=()))[0].shape[1] == 0
+    assert flat_directions(params, replace(symmetries, symmetries=()))[0].shape[1] == 0
 
 
 def _task(*layers):

@@ -25,6 +25,11 @@ LONG |= {f"2505.12387 {claim}" for claim in ("one-step", "one-epoch", "balance",
 LONG |= {f"2602.05065 {claim}" for claim in ("closed-form", "selected", "whitened", "full-batch", "digits")}
 LONG |= {f"2605.21933 {claim}" for claim in ("one-potential", "first-order", "kinks", "least")}
 LONG |= {f"2207.14497 {claim}" for claim in ("sgd", "circulation", "reversible")}
+LONG |= {f"2510.02670 {claim}" for claim in ("twins", "slope", "bound", "reversals")}
+LONG |= {
+    f"2507.01098 {claim}" for claim in ("entropy", "closed-form", "sgd", "sgd-kernel", "stretched-labels", "breakers")
+}
+LONG |= {"2512.21447 sharpness", "2512.21447 charge"}
 
 CLAIMS = [
     pytest.param(

@@ -40,6 +40,8 @@ from gaugefix.measure.equipartition import MatrixEquipartition as MatrixEquipart
 from gaugefix.measure.equipartition import entropy_report as entropy_report
 from gaugefix.measure.equipartition import equipartition_residual as equipartition_residual
 from gaugefix.measure.equipartition import matrix_equipartition as matrix_equipartition
+from gaugefix.measure.equivariance import Generator as Generator
+from gaugefix.measure.equivariance import predicted_products as predicted_products
 from gaugefix.measure.escape import EscapePath as EscapePath
 from gaugefix.measure.escape import escape_along_path as escape_along_path
 from gaugefix.measure.extremes import HessianExtremes as HessianExtremes
@@ -61,7 +63,7 @@ from gaugefix.measure.identities import IdentityCheck as IdentityCheck
 from gaugefix.measure.identities import SharpnessBound as SharpnessBound
 from gaugefix.measure.identities import check_first_order as check_first_order
 from gaugefix.measure.identities import check_second_order as check_second_order
-from gaugefix.measure.identities import flat_basis as flat_basis
+from gaugefix.measure.identities import flat_directions as flat_directions
 from gaugefix.measure.identities import sharpness_lower_bound as sharpness_lower_bound
 from gaugefix.measure.invariant_sets import TiedNeurons as TiedNeurons
 from gaugefix.measure.invariant_sets import ZeroNeuron as ZeroNeuron
@@ -104,6 +106,11 @@ from gaugefix.measure.order import OrderParameters as OrderParameters
 from gaugefix.measure.order import distinct_units as distinct_units
 from gaugefix.measure.order import mirror_distances as mirror_distances
 from gaugefix.measure.order import order_parameters as order_parameters
+from gaugefix.measure.platonic import PlatonicReport as PlatonicReport
+from gaugefix.measure.platonic import kernel_alignment as kernel_alignment
+from gaugefix.measure.platonic import platonic_report as platonic_report
+from gaugefix.measure.platonic_breakers import Breaker as Breaker
+from gaugefix.measure.platonic_breakers import platonic_breaker_checklist as platonic_breaker_checklist
 from gaugefix.measure.records import Record as Record
 from gaugefix.measure.saddles import SaddleType as SaddleType
 from gaugefix.measure.saddles import saddle_type as saddle_type

@@ -7,7 +7,7 @@ stationary points, and away from them the right-hand side bounds the largest cur
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gaugefix.errors import MeasurementError
 from gaugefix.measure.curvature import HessianOperator
+from gaugefix.measure.equivariance import Generator, predicted_products
 from gaugefix.measure.records import Record
 from gaugefix.symmetry import Symmetries, Symmetry
 from gaugefix.symmetry.dead import DeadDirections
@@ -71,7 +72,7 @@ class SharpnessBound(Record):
 
 def check_first_order(
     task: Task | HessianOperator,
-    symmetries: Symmetries,
+    symmetries: Symmetries | Generator | Sequence[Generator],
     *,
     max_generators: int = 8,
     max_samples: int = 2048,
@@ -79,16 +80,24 @@ def check_first_order(
 ) -> tuple[IdentityCheck, ...]:
     """∇L·ξ = 0 for the generators of every continuous symmetry, relative to ‖∇L‖‖ξ‖.
 
+    For generators of your own that change the output by η(f), ∇L·ξ = E⟨ℓ', η(f)⟩.
+
     Args:
         task: gives model, loss and data; or an operator that is there already.
-        symmetries: what `find_symmetries` gave.
+        symmetries: what `find_symmetries` gave; or generators of your own, which need a task.
         max_generators: per symmetry, spread evenly.
         max_samples: stop after the batch that reaches this number.
         seed: of the data order.
 
     Returns:
-        One entry per continuous symmetry of trainable parameters. Cost: one gradient.
-    """
+        One entry per continuous symmetry of trainable parameters, or per generator. Cost: one gradient; three for a
+        generator.
+
+    Raises:
+        MeasurementError: if generators are given for an operator instead of a task.
+    """  # noqa: DOC502
+    if not isinstance(symmetries, Symmetries):
+        return tuple(_check(task, g, 1, max_samples, seed) for g in _listed(symmetries))
     h = _operator(task, max_samples, seed)
     gradient, found = h.gradient(), []
     for s in _continuous(symmetries, h):
@@ -106,7 +115,7 @@ def check_first_order(
 
 def check_second_order(
     task: Task | HessianOperator,
-    symmetries: Symmetries,
+    symmetries: Symmetries | Generator | Sequence[Generator],
     *,
     max_generators: int = 4,
     max_samples: int = 2048,
@@ -115,17 +124,23 @@ def check_second_order(
     """Hξ = −(Dξ)ᵀ∇L for the generators of every continuous symmetry, relative to ‖Hξ‖ + ‖(Dξ)ᵀ∇L‖ + ‖∇L‖.
 
     Directions that nothing reads are left out: their generators are a basis of a null space, which has no derivative.
+    For generators of your own that change the output by η(f), Hξ = ∇E⟨ℓ', η(f)⟩ − (Dξ)ᵀ∇L.
 
     Args:
         task: gives model, loss and data; or an operator that is there already.
-        symmetries: what `find_symmetries` gave.
+        symmetries: what `find_symmetries` gave; or generators of your own, which need a task.
         max_generators: per symmetry, spread evenly.
         max_samples: stop after the batch that reaches this number.
         seed: of the data order.
 
     Returns:
-        One entry per continuous symmetry of trainable parameters. Cost: one HVP per generator.
-    """
+        One entry per continuous symmetry of trainable parameters, or per generator. Cost: one HVP per generator.
+
+    Raises:
+        MeasurementError: if generators are given for an operator instead of a task.
+    """  # noqa: DOC502
+    if not isinstance(symmetries, Symmetries):
+        return tuple(_check(task, g, 2, max_samples, seed) for g in _listed(symmetries))
     h = _operator(task, max_samples, seed)
     gradient, found = h.gradient(), []
     norm = _norm(gradient)
@@ -173,7 +188,7 @@ def sharpness_lower_bound(
     return SharpnessBound(best[0], best[1], count)
 
 
-def flat_basis(params: dict[str, Tensor], symmetries: Symmetries) -> tuple[Float[Tensor, "p d"], tuple[str, ...]]:
+def flat_directions(params: dict[str, Tensor], symmetries: Symmetries) -> tuple[Float[Tensor, "p d"], tuple[str, ...]]:
     """Orthonormal basis of the directions along which no symmetry changes the function, at one point.
 
     Args:
@@ -193,7 +208,7 @@ def flat_basis(params: dict[str, Tensor], symmetries: Symmetries) -> tuple[Float
     count = sum(s.n_generators for s in groups)
     if size * count > _DENSE:
         raise MeasurementError(
-            f"flat_basis: {count} generators of {size} parameters are too many for a dense basis "
+            f"flat_directions: {count} generators of {size} parameters are too many for a dense basis "
             f"({_DENSE} numbers); pass some of the symmetries."
         )
     columns = [
@@ -209,6 +224,32 @@ def flat_basis(params: dict[str, Tensor], symmetries: Symmetries) -> tuple[Float
     u, values, _ = torch.linalg.svd(matrix, full_matrices=False)
     rank = int((values > 1e-10 * values[:1].sum()).sum())
     return u[:, :rank], tuple(params)
+
+
+def _listed(generators: Generator | Sequence[Generator]) -> Sequence[Generator]:
+    return [generators] if isinstance(generators, Generator) else generators
+
+
+def _check(
+    task: Task | HessianOperator, generator: Generator, order: int, max_samples: int, seed: int
+) -> IdentityCheck:
+    """Both sides of an identity for a generator with a known effect on the output."""
+    if isinstance(task, HessianOperator):
+        raise MeasurementError("Generators need a task: what they do to the output is followed through its loss.")
+    h = _operator(task, max_samples, seed)
+    slope, product = predicted_products(task, generator, max_samples=max_samples, seed=seed)
+    gradient, xi = h.gradient(), generator.at(h.params)
+    if order == 1:
+        gap = abs(float(torch.stack([(gradient[k] * x).sum() for k, x in xi.items() if k in gradient]).sum()) - slope)
+        size, scale = abs(slope), abs(slope) + _norm(xi) * _norm(gradient)
+    else:
+        image = h @ xi
+        gap = _norm({k: image[k] - product[k] for k in product})
+        size, scale = _norm(image), _norm(image) + _norm(product) + _norm(gradient)
+    residual = gap / scale if scale > 0 else 0.0
+    return IdentityCheck(
+        generator.title, "generator", order, residual, 1, size / (scale or 1.0), residual < _TOLERANCE, h.n_samples
+    )
 
 
 def _operator(task: Task | HessianOperator, max_samples: int, seed: int) -> HessianOperator:

@@ -6,6 +6,7 @@ from gaugefix.monitor.log import LogReader as LogReader
 from gaugefix.monitor.log import MonitorLog as MonitorLog
 from gaugefix.monitor.log import read_log as read_log
 from gaugefix.monitor.monitor import Monitor as Monitor
+from gaugefix.monitor.neuron_topology import NeuronTopologyMonitor as NeuronTopologyMonitor
 from gaugefix.monitor.schedule import LEVELS as LEVELS
 from gaugefix.monitor.schedule import Schedule as Schedule
 from gaugefix.monitor.sinks import CsvSink as CsvSink

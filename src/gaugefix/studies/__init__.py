@@ -1,5 +1,7 @@
 """PROVE: one file per paper, predicted against measured."""
 
+from gaugefix.studies.batch import Summary as Summary
+from gaugefix.studies.batch import reproduce_all as reproduce_all
 from gaugefix.studies.citation import cite as cite
 from gaugefix.studies.framework import Claim as Claim
 from gaugefix.studies.framework import Comparison as Comparison

@@ -34,13 +34,16 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def draw_study(comparisons: Sequence[Comparison], draws: Mapping[str, Draw | None], columns: int = 3) -> Figure:
+def draw_study(
+    comparisons: Sequence[Comparison], draws: Mapping[str, Draw | None], columns: int = 3, *, titles: bool = True
+) -> Figure:
     """One panel per measured claim.
 
     Args:
         comparisons: claims that could not be measured get no panel.
         draws: how to draw each, by name; `draw_cells` where there is none.
         columns: panels in a row, at most.
+        titles: whether every panel carries its statement.
 
     Returns:
         The figure.
@@ -57,6 +60,8 @@ def draw_study(comparisons: Sequence[Comparison], draws: Mapping[str, Draw | Non
             axes = figure.add_subplot(rows, columns, place + 1)
             draw = draws.get(comparison.name) or draw_cells
             draw(axes, comparison)
+            if not titles:
+                continue
             title = textwrap.fill(comparison.statement, 52)
             axes.set_title(title if comparison.passed else f"✗ {title}", color="black" if comparison.passed else "red")
     return figure

@@ -114,6 +114,22 @@ class StudyResult:
 
         return draw_study(self.comparisons, {c.name: c.draw for c in self.study.claims}, columns)
 
+    def claim_figures(self) -> dict[str, bytes]:
+        """The panel of every claim that could be measured, as a picture of its own.
+
+        Returns:
+            SVG by the name of the claim.
+        """
+        from gaugefix.studies.figures import draw_study
+
+        draws, found = {c.name: c.draw for c in self.study.claims}, {}
+        for comparison in self.comparisons:
+            if comparison.measured.size:
+                buffer = io.BytesIO()
+                draw_study([comparison], draws, titles=False).savefig(buffer, format="svg")
+                found[comparison.name] = buffer.getvalue()
+        return found
+
     def save(self, out: Path | str, *, figure: bool = True) -> tuple[Path, ...]:
         """Write ``<id>.json`` and, if asked, ``<id>.svg`` and ``<id>.png`` into a folder, each whole or not at all.
 
