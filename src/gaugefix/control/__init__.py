@@ -9,7 +9,9 @@ from gaugefix.control.alignment import barrier as barrier
 from gaugefix.control.folding import FoldedClass as FoldedClass
 from gaugefix.control.folding import FoldResult as FoldResult
 from gaugefix.control.folding import Refit as Refit
+from gaugefix.control.folding import Silenced as Silenced
 from gaugefix.control.folding import fold as fold
+from gaugefix.control.folding import silence_ as silence_
 from gaugefix.control.gauges import CanonicalForm as CanonicalForm
 from gaugefix.control.gauges import Rebalanced as Rebalanced
 from gaugefix.control.gauges import canonicalize as canonicalize
