@@ -9,7 +9,8 @@ learning rate are the same for all sizes of a problem. In the GPT hidden units o
 find heads in attention that is written out, so they stay on both sides.
 
 Times are of a forward pass of the smaller model over that of the whole one, 256 inputs. Needs the extra ``peers`` for
-Torch-Pruning, whose sizes are the targets. Runs that are done are kept in ``build/benchmarks``; delete it to start over.
+Torch-Pruning, whose scores are the targets. Runs that are done are kept in ``build/benchmarks``; delete it to start
+over.
 """
 
 from __future__ import annotations
@@ -182,5 +183,3 @@ def _times(models: dict[str, nn.Module], data: Data) -> dict[str, float]:
     with torch.no_grad():
         seconds = compare({name: partial(model.eval(), x) for name, model in models.items()}, repeats=5)
     return {name: s / seconds["whole"] for name, s in seconds.items()}
-
-
