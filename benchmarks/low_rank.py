@@ -20,7 +20,7 @@ from torch import nn
 
 from benchmarks.forecast_problems import GPT, seeded
 from benchmarks.harness import CELLS, Row
-from benchmarks.pruning_problems import Data, perplexity, text, train
+from benchmarks.pruning_problems import Data, perplexity, standard_error, text, train
 from gaugefix.control import impose
 from gaugefix.sweep import sweep
 
@@ -39,23 +39,21 @@ def rows() -> list[Row]:
         return []
     done = sweep(run, {"strength": [STRENGTH]}, seeds=SEEDS, out=CELLS / "low_rank")
     whole = done.array("whole")[0]
-    out = [Row("whole: perplexity", whole.mean(), "", None, len(SEEDS), f"± {_stderr(whole):.2f} standard error")]
+    out = [
+        Row("whole: perplexity", whole.mean(), "", None, len(SEEDS), f"± {standard_error(whole):.2f} standard error")
+    ]
     for i, rank in enumerate(RANKS):
         base = done.array(TRUNCATED)[0][:, i]
         for method in (TRUNCATED, NUCLEAR, EARLY):
             score = done.array(method)[0][:, i]
-            note = f"± {_stderr(score):.2f} standard error"
+            note = f"± {standard_error(score):.2f} standard error"
             if method != TRUNCATED:
                 paired = score - base
-                note += f"; {paired.mean():+.3f} ± {_stderr(paired):.3f} beside truncation with the same seeds"
+                note += f"; {paired.mean():+.3f} ± {standard_error(paired):.3f} beside truncation with the same seeds"
             target = None if method == TRUNCATED else float(base.mean())
             name = f"rank {rank} of 32, {method}: perplexity"
             out.append(Row(name, float(score.mean()), "", target, len(SEEDS), note))
     return out
-
-
-def _stderr(values: np.ndarray) -> float:
-    return float(values.std(ddof=1) / len(values) ** 0.5)
 
 
 def run(strength: float, seed: int) -> dict[str, float | list[float]]:

@@ -216,3 +216,8 @@ def cut(model: nn.Module, keep: float) -> None:
     masks = [getattr(layer, "weight_mask", torch.ones_like(layer.weight)) for layer, _ in tensors]
     left, total = sum(int(m.sum()) for m in masks), sum(m.numel() for m in masks)
     prune.global_unstructured(tensors, prune.L1Unstructured, amount=left - min(left, round(keep * total)))
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Of the mean over seeds."""
+    return float(values.std(ddof=1) / len(values) ** 0.5)

@@ -70,7 +70,7 @@ class Thin:
         if self._steps == 0:
             return self._keep
         stage = min(math.floor(_STAGES * self._done / self._steps), _STAGES)
-        return min(self._keep * self._start ** (1 - stage / _STAGES), 1.0)
+        return float(min(self._keep * self._start ** (1 - stage / _STAGES), 1.0))
 
     def step(self) -> None:
         """Go on by one step: cut if a stage begins, and set to zero what the optimizer has moved."""
