@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 from functools import cache, partial
 
-import numpy as np
 import torch
 from torch import nn
 

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks.pruning_problems import BATCH, Data, cut, test_error, train, weight_layers
+from benchmarks.pruning_problems import BATCH, Data, cut, error_rate, train, weight_layers
 from gaugefix.control import impose
 
 MOMENTUM, ADAM_LR, CLIP = 0.9, 2e-3, 5.0
@@ -89,7 +89,7 @@ def half(method: Step) -> Step:
 def one_cut(again: Callable[..., None], model: nn.Module, setup: Setup, keep: float, seed: int) -> float:
     """Cut, train on under the mask; the error in between."""
     cut(model, keep)
-    before = test_error(model, setup.data)
+    before = error_rate(model, setup.data)
     again(model, setup, seed, passes=setup.refit)
     return before
 
@@ -106,7 +106,7 @@ def in_stages(model: nn.Module, setup: Setup, keep: float, seed: int) -> float:
     """SGD with a higher rate while `impose.Thin` tightens the cut over the first half; the error of one cut."""
     steps = setup.refit * (len(setup.data[0]) // BATCH)
     thin = impose.Thin(model, keep=keep, steps=steps // 2)
-    before = test_error(model, setup.data)
+    before = error_rate(model, setup.data)
     sgd(model, setup, seed, rate=REFIT_RATE, passes=setup.refit, after=thin.step)
     return before
 

@@ -190,7 +190,7 @@ def train(
 
 
 @torch.no_grad()
-def test_error(model: nn.Module, data: Data) -> float:
+def error_rate(model: nn.Module, data: Data) -> float:
     """Wrong answers in per cent."""
     x, y = data[2:]
     answers = torch.cat([model(part).argmax(-1) for part in x.split(500)])

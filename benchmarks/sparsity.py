@@ -38,7 +38,7 @@ from benchmarks.pruning_methods import (
     sgd,
     subgradient,
 )
-from benchmarks.pruning_problems import Data, cifar, digits, mlp, mnist, small_cnn, standard_error, test_error
+from benchmarks.pruning_problems import Data, cifar, digits, mlp, mnist, small_cnn, standard_error, error_rate
 from gaugefix.sweep import CellResult, sweep
 
 SEEDS = range(5)
@@ -120,5 +120,5 @@ def run(problem: str, method: str, seed: int) -> dict[str, list[float]]:
         for keep in KEEP:
             pruned = copy.deepcopy(model)
             found.setdefault(f"{refit}: before", []).append(REFITS[refit](pruned, setup, keep, seed))
-            found.setdefault(f"{refit}: after", []).append(test_error(pruned, data))
+            found.setdefault(f"{refit}: after", []).append(error_rate(pruned, data))
     return found

@@ -34,7 +34,7 @@ from benchmarks.pruning_problems import (
     perplexity,
     small_resnet,
     standard_error,
-    test_error,
+    error_rate,
     text,
     train,
 )
@@ -86,11 +86,11 @@ class Problem:
 
 PROBLEMS = {
     "digits MLP": Problem(
-        partial(mlp, 64, 128, 128, 10), cache(digits), test_error, "%", (0.5, 0.75, 0.9), ("4",), None,
+        partial(mlp, 64, 128, 128, 10), cache(digits), error_rate, "%", (0.5, 0.75, 0.9), ("4",), None,
         (40, 20), "sgd", 0.1, 0.1, 1e-3,
     ),
     "CIFAR-10 ResNet": Problem(
-        small_resnet, cache(partial(cifar, 1500, 1000)), test_error, "%", (0.5,), ("8",), None,
+        small_resnet, cache(partial(cifar, 1500, 1000)), error_rate, "%", (0.5,), ("8",), None,
         (6, 3), "sgd", 0.05, 0.05, 1e-3,
     ),
     "GPT": Problem(
@@ -188,7 +188,6 @@ def _size(model: nn.Module) -> int:
 
 @torch.no_grad()
 def _times(models: dict[str, nn.Module], data: Data) -> dict[str, float]:
-    x: torch.Tensor = data[2][:256]
-    with torch.no_grad():
-        seconds = compare({name: partial(model.eval(), x) for name, model in models.items()}, repeats=5)
+    inputs = data[2][:256]
+    seconds = compare({name: partial(model.eval(), inputs) for name, model in models.items()}, repeats=5)
     return {name: s / seconds["whole"] for name, s in seconds.items()}
