@@ -38,7 +38,7 @@ from benchmarks.pruning_methods import (
     sgd,
     subgradient,
 )
-from benchmarks.pruning_problems import Data, cifar, digits, mlp, mnist, small_cnn, standard_error, error_rate
+from benchmarks.pruning_problems import Data, cifar, digits, error_rate, mlp, mnist, small_cnn, standard_error
 from gaugefix.sweep import CellResult, sweep
 
 SEEDS = range(5)

@@ -30,11 +30,11 @@ from benchmarks.pruning_problems import (
     Data,
     cifar,
     digits,
+    error_rate,
     mlp,
     perplexity,
     small_resnet,
     standard_error,
-    error_rate,
     text,
     train,
 )
