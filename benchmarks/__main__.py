@@ -12,7 +12,7 @@ from rich.table import Table
 import benchmarks
 from benchmarks.harness import Row, save
 
-_NO_BENCHMARK = {"__main__", "decayed_classes", "forecast_problems", "harness", "problems"}
+_NO_BENCHMARK = {"__main__", "decayed_classes", "forecast_problems", "harness", "problems", "pruning_problems"}
 
 
 def main(wanted: list[str]) -> int:

@@ -23,6 +23,8 @@ from gaugefix.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
+#: one file for each run of a long benchmark that is done; not committed
+CELLS = ROOT / "build" / "benchmarks"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Folding: a collapsed model becomes a smaller one with the same function."""
 
+from gaugefix.control.folding.budget import Silenced as Silenced
+from gaugefix.control.folding.budget import silence_ as silence_
 from gaugefix.control.folding.fold import fold as fold
 from gaugefix.control.folding.records import FoldedClass as FoldedClass
 from gaugefix.control.folding.records import FoldResult as FoldResult

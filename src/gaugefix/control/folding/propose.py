@@ -131,7 +131,7 @@ class Finder:
             return None
         shape = (units.fibers, units.size)
         dead = small(_norms(state, units.outgoing), 0.0, self.eps)
-        dead = (dead | small(_sizes(state, units), self.tolerance, self.eps)).reshape(shape)
+        dead = (dead | small(part_sizes(state, units), self.tolerance, self.eps)).reshape(shape)
         constant, reason, merged = np.zeros_like(dead), "", np.zeros_like(dead)
         if self.constants and len(self.inputs) > 1:
             constant, state, reason = self._constants(units, state, dead)
@@ -212,7 +212,7 @@ class Finder:
         return found & ~zeroed, _silence(out, units.outgoing, found), reason
 
 
-def _sizes(state: State, units: Units) -> np.ndarray:
+def part_sizes(state: State, units: Units) -> np.ndarray:
     """How much every unit can contribute, in every gauge: what multiplies it last, times what reads it."""
     if units.gains:
         gains = [s for s in units.gains if s.param.rpartition(".")[2] not in {"running_mean", "running_var"}]

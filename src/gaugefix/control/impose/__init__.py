@@ -17,5 +17,6 @@ from gaugefix.control.impose.tensors import group_sparse as group_sparse
 from gaugefix.control.impose.tensors import low_rank as low_rank
 from gaugefix.control.impose.tensors import sparse as sparse
 from gaugefix.control.impose.tensors import tied as tied
+from gaugefix.control.impose.thin import Thin as Thin
 from gaugefix.control.impose.units import prune_units as prune_units
 from gaugefix.control.impose.units import rank as rank

@@ -102,7 +102,9 @@ class CollapsedTensor(Record):
     clear: bool
 
 
-def collapse_(model: nn.Module, threshold: float | None = None) -> tuple[CollapsedTensor, ...]:
+def collapse_(
+    model: nn.Module, threshold: float | None = None, *, keep: float | None = None
+) -> tuple[CollapsedTensor, ...]:
     """Replace every constrained tensor by a plain parameter, with what died set to exactly zero.
 
     The model is made of plain modules afterwards, with the names it had before `sparse` and its relatives. Entries,
@@ -112,12 +114,15 @@ def collapse_(model: nn.Module, threshold: float | None = None) -> tuple[Collaps
         model: with constraints imposed; changed in place. Optimizers hold the old parameters; build a new one.
         threshold: on the size; by default `noise_floor` finds it, for each tensor (for all tensors of the units
             together).
+        keep: instead of a threshold, the fraction in (0, 1] that stays: the largest entries of all tensors together,
+            the largest groups, units, and so on. For a run that ended before what dies was dead, and for a target.
 
     Returns:
         One entry for each tensor.
 
     Raises:
-        ControlError: if no constraint is imposed, or the threshold is negative.
+        ControlError: if no constraint is imposed, the threshold is negative, ``keep`` is not in (0, 1], or both are
+            given.
 
     Cost: one SVD for each low-rank tensor.
 
@@ -133,13 +138,36 @@ def collapse_(model: nn.Module, threshold: float | None = None) -> tuple[Collaps
         raise ControlError("No constraint is imposed on this model; there is nothing to collapse.")
     if threshold is not None and not (math.isfinite(threshold) and threshold >= 0):
         raise ControlError(f"threshold must be a number in [0, inf), got {threshold!r}.")
+    if keep is not None and not (threshold is None and 0 < keep <= 1):
+        raise ControlError(f"keep must be in (0, 1], without a threshold, got keep={keep!r}, threshold={threshold!r}.")
+    bars = {} if keep is None else _bars(tensors, keep)
     with torch.no_grad():
-        results = [_cut(tensor, tensors, threshold) for tensor in tensors]
+        results = [_cut(tensor, tensors, bars.get(type(tensor.kind), threshold)) for tensor in tensors]
     for tensor, (value, _) in zip(tensors, results, strict=True):
         parametrize.remove_parametrizations(tensor.module, tensor.tensor_name, leave_parametrized=True)
         with torch.no_grad():
             getattr(tensor.module, tensor.tensor_name).copy_(value)
     return tuple(record for _, record in results)
+
+
+def _bars(tensors: Sequence[Imposed], keep: float) -> dict[type[Factorised], float]:
+    """For each kind of constraint the size up to which nothing stays, if a fraction is to stay."""
+    pools: dict[type[Factorised], list[Tensor]] = {}
+    counted: list[Imposed] = []
+    for tensor in tensors:
+        kind = tensor.kind
+        twins = [t.kind for t in counted if isinstance(t.kind, PartFactors)]
+        if isinstance(kind, PartFactors) and any(same_scales(kind, twin) for twin in twins):
+            continue  # the same units, in another tensor
+        if (sizes := sizes_of(tensor, tensors)) is not None:
+            pools.setdefault(type(kind), []).append(sizes.double())
+            counted.append(tensor)
+    bars = {}
+    for kind_of, sizes_of_kind in pools.items():
+        ordered = torch.cat(sizes_of_kind).sort(descending=True).values
+        stay = max(round(keep * len(ordered)), 1)
+        bars[kind_of] = float(ordered[stay]) if stay < len(ordered) else -1.0
+    return bars
 
 
 def sizes_of(tensor: Imposed, siblings: Sequence[Imposed] = ()) -> Tensor | None:

@@ -32,7 +32,9 @@ def prune_units(
     A unit owns the entries that write it (rows of its layers, their biases, on a residual stream those of every layer
     that adds to it) and its gains in normalisations; all are multiplied by one scalar s, θ_unit = s·v. A unit whose
     entries are pulled from zero by less than ``strength`` (the norm of the loss gradient) ends at exactly zero, in all
-    its tensors at once; its readers are left as they are.
+    its tensors at once; its readers are left as they are. Where rescaling (w, u) → (cw, u/c) is a symmetry, as with
+    ReLU, the readers could make up for ever smaller units: give the other parameters weight decay too, the
+    ``weight_decay`` of `optimizer`. `silence_` cuts to a given number of parameters.
 
     Args:
         model: changed in place; the function stays the same.
