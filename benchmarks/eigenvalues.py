@@ -137,13 +137,13 @@ def _errors(name: str, model: nn.Module, loss: nn.Module, data: Data) -> list[Ro
         ours = hessian_extremes(task, which=which)
         note = f"exact {exact[end]:.6g}, residual {ours.residual:.1e}, converged {ours.converged}, {ours.hvps} products"
         note = "; ".join(part for part in (note, missing(*PEERS)) if part)
-        error = abs(ours.eigenvalues[0] - exact[end]) / abs(exact[end])
+        error = float(abs(ours.eigenvalues[0] - exact[end]) / abs(exact[end]))
         word = "largest" if which == "LA" else "smallest"
         found.append(Row(f"{name}: {word} eigenvalue, relative error", error, "", EXACT, note=note))
     top = exact[-1]
     for peer, value in _values(peers(model, loss, data)).items():
         shown = f"gives {value:.6g}" if np.isfinite(value) else "no value"
-        found.append(Row(f"{name}: largest eigenvalue, {peer}", abs(value - top) / abs(top), "", note=shown))
+        found.append(Row(f"{name}: largest eigenvalue, {peer}", float(abs(value - top) / abs(top)), "", note=shown))
     return found
 
 

@@ -29,6 +29,7 @@ from gaugefix.measure.decay_threshold import DecayThreshold as DecayThreshold
 from gaugefix.measure.decay_threshold import weight_decay_threshold as weight_decay_threshold
 from gaugefix.measure.entropy import EntropicForce as EntropicForce
 from gaugefix.measure.entropy import EntropicLoss as EntropicLoss
+from gaugefix.measure.entropy import backward_error_loss as backward_error_loss
 from gaugefix.measure.entropy import entropic_force as entropic_force
 from gaugefix.measure.entropy import entropic_loss as entropic_loss
 from gaugefix.measure.equipartition import EntropyReport as EntropyReport
@@ -94,6 +95,8 @@ from gaugefix.measure.order import distinct_units as distinct_units
 from gaugefix.measure.order import mirror_distances as mirror_distances
 from gaugefix.measure.order import order_parameters as order_parameters
 from gaugefix.measure.records import Record as Record
+from gaugefix.measure.saddles import SaddleType as SaddleType
+from gaugefix.measure.saddles import saddle_type as saddle_type
 from gaugefix.measure.settle import Settled as Settled
 from gaugefix.measure.settle import settle as settle
 from gaugefix.measure.similarity import CKA as CKA
