@@ -2,8 +2,8 @@
 
 The classes of units of MLPs, a convolution and adapters are trained from their initial weights at a multiple of the
 critical weight decay that was forecast before; ``decayed_classes`` does the same for attention and the MLP of a GPT,
-one class at a time. ``product_modes`` asks at a fixed weight decay whether the rank after training is the number of
-σ(G) at λ; no prediction counts as wrong.
+one class at a time. ``units_left`` asks early in a run how many units or modes will be left, ``product_modes`` at a
+fixed weight decay whether the rank after training is the number of σ(G) at λ; no prediction counts as wrong.
 
 All seeds are in one row; ``value`` is the share of the runs that did what was
 foretold. The language model reads ``tinyshakespeare.txt`` in the folder of the environment variable GAUGEFIX_DATA and
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -41,13 +41,15 @@ from gaugefix import Task, find_symmetries
 from gaugefix.forecast import ClassForecast, forecast, whole_network_threshold
 
 SEEDS = (0, 1, 2)
+ACTIVATIONS = ("relu", "tanh", "identity")
+PROCESSES = 2
 
 
 def rows() -> list[Row]:
-    """All comparisons, a process for each of two parts at a time; about ten minutes of CPU time."""
+    """All comparisons, a process for each of two parts at a time; about twelve minutes of CPU time."""
     attention = "digits, one head of attention"
     parts: list[Callable[[], list[Row]]] = [
-        *(partial(hidden_layer, activation) for activation in ("relu", "tanh", "identity")),
+        *(partial(part, activation) for part in (hidden_layer, units_left) for activation in ACTIVATIONS),
         deep_network,
         channels,
         partial(product_modes, attention, digits_attention, steps=1000, lr=0.1, decays=(0.01,)),
@@ -57,7 +59,7 @@ def rows() -> list[Row]:
     if text is not None:
         parts.append(partial(adapters, text))
         parts.append(partial(decayed_classes, "GPT", partial(gpt_task, text), GPT_CLASSES, SEEDS, warm_up=150))
-    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
         jobs = [pool.submit(part) for part in reversed(parts)]  # the longest first
         return [row for job in reversed(jobs) for row in job.result()]
 
@@ -67,25 +69,37 @@ def rows() -> list[Row]:
 
 def hidden_layer(activation: str) -> list[Row]:
     """64-32-10: the layer lives just below its λ_c and dies just above it."""
-    outcomes: dict[float, list[bool]] = {0.95: [], 1.05: []}
+    alive: dict[float, list[int]] = {0.95: [], 1.05: []}
     limits = []
     for seed in SEEDS:
         task = mlp_task((64, 32, 10), activation, seed)
-        limit = _forecast(task)[0].critical_weight_decay
-        limits.append(limit)
-        for factor, lives in ((0.95, True), (1.05, False)):
-            alive = _train(task, factor * limit, steps=1500, lr=1.0).alive
-            outcomes[factor].append((alive > 0) == lives)
-    note = f"λ_c = {_mean(limits)}"
-    return [
-        _row(f"digits 64-32-10 {activation}: {'alive' if factor < 1 else 'dead'} at {factor} λ_c", good, note)
-        for factor, good in outcomes.items()
-    ]
+        limits.append(_forecast(task)[0].critical_weight_decay)
+        for factor, counts in alive.items():
+            counts.append(_train(task, factor * limits[-1], steps=1500, lr=1.0).alive)
+    return _around(f"digits 64-32-10 {activation}", "λ_c", alive, f"λ_c = {_mean(limits)}")
+
+
+def units_left(activation: str) -> list[Row]:
+    """64-32-10: the units, or modes of the linear layer, that a forecast after 300 steps says will be left."""
+    found = []
+    for factor in (0.95, 0.5, 0.2):
+        pairs = []
+        for seed in SEEDS:
+            task = mlp_task((64, 32, 10), activation, seed)
+            decay = factor * _forecast(task)[0].critical_weight_decay
+            early = _train(task, decay, steps=300, lr=1.0)
+            late = _train(early.task, decay, steps=2700, lr=1.0).classes[0]
+            pairs.append((early.classes[0].survivors, late.alive if late.rank is None else late.rank))
+        what = "rank" if activation == "identity" else "units"
+        note = f"{what} predicted / observed {', '.join(f'{p} / {o}' for p, o in pairs)}"
+        name = f"digits 64-32-10 {activation}, {factor} λ_c: {what} left, foretold at a tenth of the run"
+        found.append(_row(name, [p == o for p, o in pairs], note))
+    return found
 
 
 def deep_network() -> list[Row]:
     """64-64-64-10 dies at a jump far below the threshold of each layer."""
-    outcomes: dict[float, list[bool]] = {0.9: [], 1.1: []}
+    alive: dict[float, list[int]] = {0.9: [], 1.1: []}
     jumps, layers = [], []
     for seed in SEEDS:
         task = mlp_task((64, 64, 64, 10), "relu", seed)
@@ -93,34 +107,24 @@ def deep_network() -> list[Row]:
         jump = whole_network_threshold(dataclasses.replace(task, weight_decay=0.02), symmetries, fresh=True)
         jumps.append(jump.lambda_c)
         layers.append(min(c.critical_weight_decay for c in forecast(task, symmetries, settle_steps=0).classes))
-        for factor, lives in ((0.9, True), (1.1, False)):
-            alive = _train(task, factor * jump.lambda_c, steps=1500, lr=0.2).alive
-            outcomes[factor].append((alive > 0) == lives)
+        for factor, counts in alive.items():
+            counts.append(_train(task, factor * jump.lambda_c, steps=1500, lr=0.2).alive)
     note = f"jump at λ = {_mean(jumps)}; smallest λ_c of a layer {_mean(layers)}"
-    return [
-        _row(f"digits 64-64-64-10 relu: {'alive' if f < 1 else 'dead'} at {f} of the jump", good, note)
-        for f, good in outcomes.items()
-    ]
+    return _around("digits 64-64-64-10 relu", "of the jump", alive, note)
 
 
 def channels() -> list[Row]:
     """A convolution with ReLU and global pooling before the output."""
-    outcomes: dict[float, list[bool]] = {0.9: [], 1.1: []}
+    alive: dict[float, list[int]] = {0.9: [], 1.1: []}
     limits = []
     x, y = digits()
     data = (x.reshape(-1, 1, 8, 8), y)
     for seed in SEEDS:
         task = digits_task(seeded(convolution, seed), data, lr=0.5)
-        limit = _forecast(task)[0].critical_weight_decay
-        limits.append(limit)
-        for factor, lives in ((0.9, True), (1.1, False)):
-            alive = _train(task, factor * limit, steps=800, lr=0.2, momentum=0.8).alive
-            outcomes[factor].append((alive > 0) == lives)
-    note = f"λ_c = {_mean(limits)}"
-    return [
-        _row(f"digits, 8 channels relu: {'alive' if f < 1 else 'dead'} at {f} λ_c", good, note)
-        for f, good in outcomes.items()
-    ]
+        limits.append(_forecast(task)[0].critical_weight_decay)
+        for factor, counts in alive.items():
+            counts.append(_train(task, factor * limits[-1], steps=800, lr=0.2, momentum=0.8).alive)
+    return _around("digits, 8 channels relu", "λ_c", alive, f"λ_c = {_mean(limits)}")
 
 
 # product classes: ranks
@@ -174,8 +178,9 @@ def adapters(text: Tensor) -> list[Row]:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """The forecast of every class after a run."""
+    """The task after a run, and the forecast of every class there."""
 
+    task: Task
     classes: tuple[ClassForecast, ...]
 
     @property
@@ -196,7 +201,7 @@ def _train(task: Task, decay: float, *, steps: int, lr: float, momentum: float =
         optimizer.step()
     model.zero_grad(set_to_none=True)
     after = dataclasses.replace(task, model=model, weight_decay=decay, lr=lr)
-    return Trained(tuple(_forecast(after, settle=100)))
+    return Trained(after, tuple(_forecast(after, settle=100)))
 
 
 def _forecast(task: Task, settle: int = 0) -> Sequence[ClassForecast]:
@@ -219,6 +224,18 @@ def _dead(task: Task) -> Task:
 def _mean(values: Sequence[float]) -> str:
     spread = max(values) - min(values)
     return f"{math.fsum(values) / len(values):.4g} ± {spread / 2:.1g}"
+
+
+def _around(name: str, unit: str, alive: Mapping[float, Sequence[int]], note: str) -> list[Row]:
+    """Alive below a threshold, dead above it; the numbers of live units are in the note."""
+    return [
+        _row(
+            f"{name}: {'alive' if factor < 1 else 'dead'} at {factor} {unit}",
+            [(n > 0) == (factor < 1) for n in counts],
+            f"{note}; units alive {', '.join(map(str, counts))}",
+        )
+        for factor, counts in alive.items()
+    ]
 
 
 def _row(name: str, good: Sequence[bool], note: str) -> Row:

@@ -7,6 +7,7 @@ compared is measured in turns within one run, so that a change of clock rate mee
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import json
 import os
 import platform
@@ -121,6 +122,19 @@ def _one_process(code: str, env: Mapping[str, str]) -> Process:
         raise RuntimeError(f"The program ended with {child.returncode}:\n{code}")
     to_mb = 1e6 if sys.platform == "darwin" else 1e3
     return Process(usage.ru_utime + usage.ru_stime, time.perf_counter() - start, usage.ru_maxrss / to_mb, output)
+
+
+def missing(*modules: str) -> str:
+    """Which peers a comparison has to do without, for a note.
+
+    Args:
+        modules: their names for ``import``.
+
+    Returns:
+        "not installed: …", or "" if all are there.
+    """
+    absent = [name for name in modules if importlib.util.find_spec(name) is None]
+    return f"not installed: {', '.join(absent)}" if absent else ""
 
 
 def environment() -> dict[str, Any]:

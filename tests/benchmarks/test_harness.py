@@ -13,7 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the folder of the benchmarks is not installed
 
 from benchmarks.__main__ import main
-from benchmarks.harness import ROOT, Row, compare, fresh_process, save
+from benchmarks.harness import ROOT, Row, compare, fresh_process, missing, save
 
 
 def test_every_function_is_called_in_turns_and_warmed_up() -> None:
@@ -35,6 +35,11 @@ def test_a_fresh_process_is_measured_alone() -> None:
     assert run.cpu > 0
     with pytest.raises(RuntimeError, match="ended with 3"):
         fresh_process("raise SystemExit(3)")
+
+
+def test_absent_peers_are_named() -> None:
+    assert missing("json", "torch") == ""
+    assert missing("json", "no_such_peer", "nor_this_one") == "not installed: no_such_peer, nor_this_one"
 
 
 def test_results_say_where_they_were_measured(tmp_path: Path) -> None:

@@ -83,9 +83,23 @@ def test_a_single_product_against_differences_of_gradients(make, shape, names):
         loss = lambda q: task.loss(lambda inputs: functional_call(task.model, q, (inputs,)), x).mean()  # noqa: E731
         return torch.func.grad(loss)(moved)
 
-    ahead, behind, found = gradient(1e-5), gradient(-1e-5), hvp(task, v)
-    for name in params:
-        assert torch.allclose(found[name], (ahead[name] - behind[name]) / 2e-5, atol=1e-7)
+    ahead, behind = gradient(1e-5), gradient(-1e-5)
+    for found in (hvp(task, v), hvp(task, v)):  # the operations are checked in the first only
+        for name in params:
+            assert torch.allclose(found[name], (ahead[name] - behind[name]) / 2e-5, atol=1e-7)
+
+
+def test_other_modules_are_checked_anew():
+    """A forward derivative that was right says nothing about the one of fused attention."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 5, 4, generator=generator, dtype=torch.float64)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)).double()
+    task = Task(model, lambda m, b: m(b).sin().flatten(1).sum(1), lambda: [x], lr=0.1, weight_decay=0.0, batch_size=6)
+    hvp(task, {k: torch.ones_like(p) for k, p in model.named_parameters()})
+    model[0] = _Block().double()
+    model[1] = nn.Identity()
+    v = {k: torch.randn(p.shape, generator=generator, dtype=p.dtype) for k, p in model.named_parameters()}
+    assert torch.allclose(_flat(hvp(task, v), v), _flat(HessianOperator(task) @ v, v), rtol=1e-9, atol=1e-12)
 
 
 def test_missing_entries_count_as_zero(task, blobs):

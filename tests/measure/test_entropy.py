@@ -13,6 +13,7 @@ from torch import nn
 from gaugefix import find_symmetries
 from gaugefix.errors import MeasurementError, ValidityWarning
 from gaugefix.measure import (
+    backward_error_objective,
     entropic_force,
     entropic_loss,
     entropy_report,
@@ -244,3 +245,31 @@ def test_the_report_has_every_class_or_a_reason(regression):
     tanh = regression()
     assert "rescaling is not" in entropy_report(tanh, find_symmetries(tanh), n_batches=2).skipped[0]
     found.to_dict()
+
+
+@pytest.mark.parametrize(("n_substeps", "order"), [(4, 3), (1, 2)])
+def test_small_steps_on_the_backward_error_objective_go_where_one_step_goes(regression, n_substeps, order):
+    """Four steps η/4 on φ_4 miss one step η on ℓ by O(η³), on ℓ itself (φ_1) by O(η²)."""
+    misses = []
+    for lr in (0.02, 0.01):
+        task = regression(lr=lr, weight_decay=0.1)
+        batch, start = next(iter(task.batches())), _values(task)
+        params = dict(task.model.named_parameters())
+
+        def descend(steps, n, task=task, batch=batch, params=params, start=start):
+            _set(task, start)
+            for _ in range(steps):
+                slope = torch.autograd.grad(backward_error_objective(task, batch, n_substeps=n), list(params.values()))
+                _set(task, {k: p - task.lr / steps * g for (k, p), g in zip(params.items(), slope, strict=True)})
+            return _values(task)
+
+        misses.append(_distance(descend(1, 1), descend(4, n_substeps)))
+    assert math.log2(misses[0] / misses[1]) == pytest.approx(order, abs=0.25)
+
+
+def test_its_mean_is_the_entropic_loss(regression):
+    task = regression(lr=0.02, weight_decay=0.0)
+    each = [backward_error_objective(task, batch).item() for batch in task.batches()]
+    assert np.mean(each) == pytest.approx(entropic_loss(task, n_batches=4).total, rel=1e-12)
+    with pytest.raises(MeasurementError, match=r"at least 1, got 0\.5"):
+        backward_error_objective(task, next(iter(task.batches())), n_substeps=0.5)

@@ -242,6 +242,28 @@ def test_batches_of_other_shapes_are_checked_again():
     assert noise.total.trace == pytest.approx(float(covariance.trace()), rel=1e-10)
 
 
+class _Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cells = nn.LSTM(4, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.cells(x)[0]
+
+
+def test_other_modules_are_checked_anew():
+    """What was seen of the operations is kept with the task, as long as its modules are the same."""
+    x = torch.randn(6, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh()).double()
+    task = _task(model, lambda m, b: m(b[0]).square().flatten(1).sum(1), x)
+    first = gradient_noise(task)
+    assert gradient_noise(task).total == first.total
+    model[1] = _Recurrent().double()
+    task.model[0].bias.requires_grad_(False)
+    covariance = torch.cov(_by_hand(task, (x,)).T, correction=0)
+    assert gradient_noise(task).total.trace == pytest.approx(float(covariance.trace()), rel=1e-9)
+
+
 def test_noise_of_units(mlp, mlp_units, make_task, blobs):
     task = make_task(mlp((5, 7, 3), "relu"), blobs, batch_size=16)
     units = mlp_units(task.model, "relu")[0]

@@ -163,3 +163,16 @@ def test_everything_is_reachable_by_keyboard(visit: Callable[..., Visit]) -> Non
     assert page.locator(".skip").bounding_box()["x"] >= 0
     page.keyboard.press("Enter")
     assert page.url.endswith("#advice")
+
+
+def test_long_names_leave_room_on_a_phone(visit: Callable[..., Visit]) -> None:
+    seen = visit(PHONE)
+    for name in ("lyapunov", "alignment", "forecast"):
+        labels = seen.page.locator(f"#plot-{name} .ytick").all_text_contents()
+        assert max(map(len, labels)) <= 13, labels
+        assert seen.page.locator(f"#plot-{name} .nsewdrag").first.bounding_box()["width"] > 150
+    assert "…(1)</script>" in seen.page.locator("#plot-forecast .ytick").all_text_contents()
+    for caption in seen.page.locator("caption:visible").all():
+        box = caption.bounding_box()
+        assert box["x"] + box["width"] <= PHONE["width"]
+    assert seen.problems == []

@@ -80,18 +80,20 @@ def unseen(symmetries: Symmetries) -> Iterator[Advice]:
     """What the search could not see through, and claims that failed."""
     if symmetries.opaque:
         names = listed(tuple(dict.fromkeys(o.op for o in symmetries.opaque)))
+        n = len(symmetries.opaque)
         yield Advice(
             "watch",
             "network",
-            f"{len(symmetries.opaque)} operations could not be seen through: symmetries behind them are not listed.",
+            f"{n} operation{'' if n == 1 else 's'} could not be seen through: what is behind is not listed.",
             f"Without a rule: {names}.",
             "Nothing is wrong with the model; read the list as a lower bound.",
         )
     if symmetries.rejected:
+        n = len(symmetries.rejected)
         yield Advice(
             "watch",
             "network",
-            f"{len(symmetries.rejected)} claimed symmetries failed the numerical check and were dropped.",
+            f"{n} claimed symmetr{'y' if n == 1 else 'ies'} dropped: the numerical check failed.",
             listed(tuple(f"{v.name} (error {v.error:.0e})" for v in symmetries.rejected)) + ".",
             "Please report the model: each is a bug in a rule.",
         )

@@ -42,7 +42,7 @@ def redundant(unit: UnitCollapse, owned: int, item: ClassForecast | None) -> Ite
     if distinct == total or dead == total:
         return
     parts = [f"{dead} dead"] * (dead > 0) + [f"{copies} {'copies' if copies > 1 else 'copy'} of others"] * (copies > 0)
-    evidence = f"{distinct} distinct units (equal to within {unit.tolerance:.0%})"
+    evidence = f"{distinct} distinct units (equal to within {100 * unit.tolerance:g} %)"
     if owned:
         evidence += f"; each unit owns {owned} parameters"
     if item is not None and item.valid and dead and item.rate < 0:

@@ -15,8 +15,8 @@ from gaugefix.control.folding import Refit as Refit
 from gaugefix.control.folding import Silenced as Silenced
 from gaugefix.control.folding import fold as fold
 from gaugefix.control.folding import load_folded as load_folded
-from gaugefix.control.gauges import AttentionPair as AttentionPair
 from gaugefix.control.folding import silence_ as silence_
+from gaugefix.control.gauges import AttentionPair as AttentionPair
 from gaugefix.control.gauges import CanonicalForm as CanonicalForm
 from gaugefix.control.gauges import DeclaredSymmetry as DeclaredSymmetry
 from gaugefix.control.gauges import MatrixPair as MatrixPair

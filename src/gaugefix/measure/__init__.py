@@ -8,6 +8,7 @@ from gaugefix.measure.alignment_phase import PowerLaws as PowerLaws
 from gaugefix.measure.alignment_phase import phase as phase
 from gaugefix.measure.alignment_phase import power_law_exponents as power_law_exponents
 from gaugefix.measure.backward_error import backward_error_loss as backward_error_loss
+from gaugefix.measure.backward_error import backward_error_objective as backward_error_objective
 from gaugefix.measure.capture import ClassProbe as ClassProbe
 from gaugefix.measure.capture import Probe as Probe
 from gaugefix.measure.capture import class_inputs as class_inputs

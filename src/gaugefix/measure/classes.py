@@ -7,12 +7,15 @@ import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from gaugefix.symmetry import Symmetries, Units
 from gaugefix.task import Batch, Task
+
+_CHECKS: WeakKeyDictionary[Task, dict[tuple[object, ...], Any]] = WeakKeyDictionary()
 
 
 def units_of(symmetries: Symmetries | Sequence[Units]) -> tuple[Units, ...]:
@@ -112,6 +115,33 @@ def sample_shapes(batch: Batch) -> tuple[torch.Size, ...]:
     return tuple(shapes)
 
 
+def checks(task: Task) -> dict[tuple[object, ...], Any]:
+    """What checks of a task's operations have shown, by what they depend on: they need not be made twice.
+
+    Args:
+        task: a task, or an `exact_copy` of it, which shares them.
+
+    Returns:
+        To be read and added to; it lives as long as the task.
+    """
+    try:
+        return _CHECKS.setdefault(task, {})
+    except TypeError:  # a part that is not hashable
+        return {}
+
+
+def structure(model: nn.Module) -> tuple[object, ...]:
+    """What the operations of a model depend on, apart from values: kinds of modules, and which parameters are trained.
+
+    Args:
+        model: any module.
+
+    Returns:
+        A key.
+    """
+    return (*map(type, model.modules()), *(k for k, p in model.named_parameters() if p.requires_grad))
+
+
 def exact_copy(task: Task) -> Task:
     """A task on a deep copy of the model, in float64 if the loss allows, in evaluation mode.
 
@@ -129,11 +159,16 @@ def exact_copy(task: Task) -> Task:
         torch.float64
     """
     clone = _with_model(task, copy.deepcopy(task.model).to(torch.float64).eval(), torch.float64)
-    if _evaluates(clone):
-        return clone
-    # a loss with float32 constants inside: stay in the model's own precision
-    own = next((p.dtype for p in task.model.parameters() if p.is_floating_point()), torch.float32)
-    return _with_model(task, copy.deepcopy(task.model).eval(), own)
+    known, key = checks(task), ("float64", *structure(task.model))
+    if key not in known:
+        known[key] = _evaluates(clone)
+    if not known[key]:
+        # a loss with float32 constants inside: stay in the model's own precision
+        own = next((p.dtype for p in task.model.parameters() if p.is_floating_point()), torch.float32)
+        clone = _with_model(task, copy.deepcopy(task.model).eval(), own)
+    with contextlib.suppress(TypeError):
+        _CHECKS[clone] = known
+    return clone
 
 
 def single_precision_copy(task: Task) -> Task:

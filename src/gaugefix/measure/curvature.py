@@ -149,8 +149,8 @@ def hvp(task: Task, vector: Mapping[str, Tensor], *, max_samples: int = 2048, se
 
     Returns:
         Tensors by name for every trainable parameter. Cost: 8 matrix products per layer where a gradient has 3 (a
-        backward pass through a forward derivative), or 9 where that derivative is missing or wrong, as seen on two
-        samples. For several products keep an operator: 6 each.
+        backward pass through a forward derivative), or 9 where that derivative is missing or wrong. That is seen on
+        two samples in the first product of a task. For several products keep an operator: 6 each.
     """
     found = forward_hvp(exact_copy(task), vector, max_samples=max_samples, seed=seed)
     return found or HessianOperator(task, max_samples=max_samples, seed=seed) @ vector

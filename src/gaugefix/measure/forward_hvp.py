@@ -2,8 +2,8 @@
 
 It is the cheapest single product: the gradients of the weights themselves are never computed. Two things stand against
 it. Some operations have no forward derivative, or one whose gradient is wrong (the softmax inside fused attention), so
-that the result is held against two backward passes on two samples first. And a linear layer is charged for the
-derivative of an input that does not move, which `_Linear` saves.
+that the first result of a task is held against two backward passes on two samples. And a linear layer is charged for
+the derivative of an input that does not move, which `_Linear` saves.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.func import functional_call, jvp
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from gaugefix.measure.classes import head
+from gaugefix.measure.classes import checks, head, structure
 from gaugefix.measure.perexample import LossModule, differentiable_attention, trainable
 from gaugefix.task import Batch, Task
 
@@ -36,33 +36,36 @@ def forward_hvp(copy: Task, vector: Mapping[str, Tensor], *, max_samples: int, s
     Returns:
         Tensors by name, or None if it cannot be had or trusted in this way.
     """
-    params = trainable(copy.model)
-    if not any(k in vector for k in params):
+    if not any(k in vector for k in trainable(copy.model)):
         return None
-    total, n = {k: torch.zeros_like(p) for k, p in params.items()}, 0
+    known, key = checks(copy), ("forward derivative", *structure(copy.model), *vector)
+    mean: Tensors = {}
+    n = 0
     for batch in copy.batch_iter(seed):
         try:
-            if n == 0 and not _agrees(copy, vector, head(batch, 2)):
+            if key not in known:
+                known[key] = _agrees(copy, vector, head(batch, 2))
+            if not known[key]:
                 return None
-            part, count = _sum_product(copy, vector, batch)
+            part, count = _mean_product(copy, vector, batch)
         except (RuntimeError, NotImplementedError):  # no forward derivative
+            known[key] = False
             return None
-        for name, t in part.items():
-            total[name] += t
         n += count
+        mean = {k: t.lerp(part[k], count / n) for k, t in mean.items()} or part
         if n >= max_samples:
             break
-    return {k: t / n for k, t in total.items()}
+    return mean
 
 
 def _agrees(copy: Task, vector: Mapping[str, Tensor], batch: Batch) -> bool:
     """Whether two backward passes give the same product."""
-    found, _ = _sum_product(copy, vector, batch)
+    found, _ = _mean_product(copy, vector, batch)
     params = trainable(copy.model)
     with differentiable_attention():
-        total = copy.loss(copy.model, batch).sum()
+        mean = copy.loss(copy.model, batch).mean()
     values = list(params.values())
-    grads = torch.autograd.grad(total, values, create_graph=True, allow_unused=True, materialize_grads=True)
+    grads = torch.autograd.grad(mean, values, create_graph=True, allow_unused=True, materialize_grads=True)
     pairs = [(g, vector[k].to(g)) for k, g in zip(params, grads, strict=True) if k in vector and g.requires_grad]
     if not pairs:
         return all(float(t.abs().max()) == 0 for t in found.values())
@@ -73,8 +76,8 @@ def _agrees(copy: Task, vector: Mapping[str, Tensor], batch: Batch) -> bool:
     return error <= 1e4 * torch.finfo(product[0].dtype).eps * scale
 
 
-def _sum_product(copy: Task, vector: Mapping[str, Tensor], batch: Batch) -> tuple[Tensors, int]:
-    """The product for the sum of the losses of a batch, and their number."""
+def _mean_product(copy: Task, vector: Mapping[str, Tensor], batch: Batch) -> tuple[Tensors, int]:
+    """The product for the mean loss of a batch, and the number of its samples."""
     module = LossModule(copy.model, copy.loss)
     leaves = {k: p.detach().requires_grad_() for k, p in trainable(copy.model).items()}
     point = {k: p for k, p in leaves.items() if k in vector}
@@ -83,7 +86,7 @@ def _sum_product(copy: Task, vector: Mapping[str, Tensor], batch: Batch) -> tupl
     def loss(values: Tensors) -> tuple[Tensor, Tensor]:
         moved = {f"model.{k}": p for k, p in values.items()}
         each: Tensor = functional_call(module, {**rest, **moved}, (batch,))
-        return each.sum(), each.detach()
+        return each.mean(), each.detach()
 
     tangent = {k: vector[k].detach().to(p) for k, p in point.items()}
     with differentiable_attention(), _FixedInputs():

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from gaugefix.measure.classes import sample_shapes
+from gaugefix.measure.classes import checks, sample_shapes, structure
 from gaugefix.measure.ghost_norms import add_ghosts, ghost_layouts
 from gaugefix.measure.perexample import Moments, per_sample_gradients, trainable
 from gaugefix.task import Batch, Task
@@ -25,13 +25,13 @@ def collect_moments(copy: Task, *, max_samples: int = 2048, seed: int = 0, diago
         The sums.
     """
     moments = Moments(diagonal={} if diagonal else None)
-    layouts: dict[tuple[torch.Size, ...], dict[str, tuple[int, ...]]] = {}
+    known, here = checks(copy), ("ghost layouts", *structure(copy.model))
     with torch.random.fork_rng(devices=[]):
         for batch in copy.batch_iter(seed):
-            shape = sample_shapes(batch)
-            if shape not in layouts:
-                layouts[shape] = ghost_layouts(copy, batch)
-            _add(copy, batch, moments, layouts[shape])
+            key = (*here, sample_shapes(batch))
+            if key not in known:
+                known[key] = ghost_layouts(copy, batch)
+            _add(copy, batch, moments, known[key])
             if moments.count >= max_samples:
                 break
     return moments

@@ -74,7 +74,7 @@ def gradient_noise(task: Task, *, max_samples: int = 2048, seed: int = 0) -> Gra
         (matrix products, convolutions, embeddings, norms, attention, what is added or multiplied entry by entry, and
         weights that are used several times); for the parameters of other operations the gradients of all samples by
         vmap in chunks, else one backward pass per sample. Every parameter's norms are held against backward passes
-        of single samples before they are used.
+        of single samples before they are used, once for a task.
 
     Raises:
         MeasurementError: if no parameter is trainable or ``max_samples`` < 1.
@@ -150,7 +150,7 @@ def _summary(moments: Moments, task: Task) -> GradientNoise:
     n, names = moments.count, trainable(task.model)
     squares = {k: torch.cat(parts) for k, parts in moments.squares.items()}
     per_sample = torch.stack(list(squares.values())).sum(0)
-    mean_sq = {k: float((t / n).square().sum()) for k, t in moments.total.items()}
+    mean_sq = {k: (float(torch.linalg.vector_norm(t)) / n) ** 2 for k, t in moments.total.items()}
     groups = tuple(_group(k, float(squares[k].mean()), mean_sq[k], task.batch_size) for k in names)
     total = _group("total", float(per_sample.mean()), sum(mean_sq.values()), task.batch_size)
     stderr = float(per_sample.std()) / math.sqrt(n) if n > 1 else math.nan

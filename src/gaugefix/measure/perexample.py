@@ -40,11 +40,11 @@ class Moments:
 
         Args:
             name: of the parameter.
-            total: sum of the gradients.
+            total: sum of the gradients; it is kept, and not changed.
             squares: ``(batch,)`` squared norms.
             diagonal: sum of the squared entries, if wanted.
         """
-        self.total[name] = self.total[name].add_(total) if name in self.total else total.clone()
+        self.total[name] = self.total[name] + total if name in self.total else total
         self.squares.setdefault(name, []).append(squares)
         if self.diagonal is not None and diagonal is not None:
             self.diagonal[name] = self.diagonal.get(name, 0) + diagonal.reshape(total.shape)

@@ -1,15 +1,14 @@
-"""What kind of point is this? A minimum, a saddle that noise expels SGD from, or one at which noise vanishes."""
+"""Which kind of critical point a mirror plane holds: can gradient noise push SGD off it, or does it only multiply?"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import copy
+from dataclasses import dataclass, replace
 
 from gaugefix.measure.classes import exact_copy
 from gaugefix.measure.curvature import o_hessian
-from gaugefix.measure.perexample import trainable
 from gaugefix.measure.records import Record
-from gaugefix.measure.tangent_path import Directions, TangentPath, as_mirror
+from gaugefix.measure.tangent_path import Directions, TangentPath, as_mirror, plain_sgd_only
 from gaugefix.task import Task
 
 _TYPE_2 = 1e-5
@@ -17,68 +16,78 @@ _TYPE_2 = 1e-5
 
 @dataclass(frozen=True)
 class SaddleType(Record):
-    """A point on a plane, seen along its normal directions.
+    """The critical point that a model has on a plane, after it was projected there.
 
     Attributes:
-        kind: "minimum" (along these directions), "type I" (a saddle with gradient noise), "type II" (a saddle at which
-            the gradient of every batch vanishes along them), or "not stationary".
-        type2_residual: largest ‖Oᵀ∇ℓ_B‖/‖∇ℓ_B‖ over one pass.
-        curvature: lowest eigenvalue of the Hessian in the normal directions, weight decay included.
-        stationarity: relative force on the plane.
+        name: of the plane.
+        kind: "type I", where the noise has a part normal to the plane and kicks SGD off; "type II", where that part is
+            zero for every batch, so that noise multiplies the distance and can hold SGD there (the Lyapunov exponent
+            decides); "minimum" if no normal direction goes down; "not critical" if the point moves along the plane.
+        type2_residual: largest ‖Oᵀ∇ℓ_B‖/‖∇ℓ_B‖ over the batches; rounding at type II.
+        stationarity: relative force along the plane.
+        lambda_min: lowest eigenvalue of the O-block of the penalised loss.
+        residual: of that eigenvalue.
         distance: relative distance of the model to the plane before it was projected.
     """
 
-    kind: Literal["minimum", "type I", "type II", "not stationary"]
+    name: str
+    kind: str
     type2_residual: float
-    curvature: float
     stationarity: float
+    lambda_min: float
+    residual: float
     distance: float
 
 
-def saddle_type(task: Task, directions: Directions, *, tolerance: float = 1e-2, seed: int = 0) -> SaddleType:
-    """Classify the projection of a model onto a plane by what its normal directions hold.
-
-    At a type-I saddle noise pushes SGD off. At a type-II saddle there is no noise to do so, and whether SGD leaves is
-    decided by a Lyapunov exponent, `gaugefix.measure.lyapunov_exponent`.
+def saddle_type(
+    task: Task, directions: Directions, *, tolerance: float = 1e-2, max_samples: int = 2048, seed: int = 0
+) -> SaddleType:
+    """Type of the critical point on the plane Oᵀθ = 0, from the gradients of single batches and the O-block.
 
     Args:
-        task: gives model, loss and data; nothing of it is changed.
-        directions: a mirror, an invariant set such as `ZeroNeuron`, or a matrix of normal directions.
-        tolerance: largest relative force on the plane at which the point counts as stationary.
+        task: gives model, loss, data and settings of SGD; nothing of it is changed.
+        directions: a mirror from `Symmetry.mirrors`, or a matrix ``(P, k)`` whose columns span the normal space, over
+            the stacked trainable parameters.
+        tolerance: largest relative force ‖∇L + λθ‖ at which the point counts as critical.
+        max_samples: for the O-block, stop after the batch that reaches this number.
         seed: of the data order.
 
     Returns:
-        The kind. Cost: two gradients per batch of one pass, and the Hessian in the normal directions.
+        The type. Cost: one Hessian-vector product per batch, and `o_hessian`.
 
-    Source: arXiv 2303.13093.
+    Raises:
+        MeasurementError: if the optimiser is not SGD, or a gradient is not finite.
+
+    Source: arXiv 2303.13093 (type-I and type-II saddles).
 
     Example:
         >>> import torch
-        >>> class Product(torch.nn.Module):  # f = u·w at its origin
+        >>> class Product(torch.nn.Module):  # f = u·w, at its origin
         ...     def __init__(self):
         ...         super().__init__()
         ...         self.uw = torch.nn.Parameter(torch.zeros(2))
-        >>> task = Task(Product(), lambda m, y: (m.uw.prod() - y) ** 2 / 2, lambda: iter(torch.tensor([[2.0], [-1.0]])),
+        >>> task = Task(Product(), lambda m, y: (m.uw.prod() - y) ** 2 / 2, lambda: torch.tensor([[2.0], [-1.0]]),
         ...             lr=0.6, weight_decay=0.0, batch_size=1)
         >>> found = saddle_type(task, torch.eye(2))
-        >>> found.kind, round(found.curvature, 3)
+        >>> found.kind, found.lambda_min  # −E y
         ('type II', -0.5)
-    """
+    """  # noqa: DOC502
+    plain_sgd_only(task, "The type of a saddle", momentum=True)
     mirror = as_mirror(directions, task)
-    run = TangentPath(task, mirror, frozen=True, seed=seed)
-    for batch in task.batch_iter(seed):
-        run.follow(run.params, batch, lr=task.lr, weight_decay=task.weight_decay)
-    on_plane = exact_copy(task)
-    for name, p in trainable(on_plane.model).items():
-        p.data.copy_(run.params[name].detach())
-    curvature = o_hessian(on_plane, mirror, n_lowest=1).lambda_min + task.weight_decay
-    stationarity = run.stationarity()
-    distance = mirror.distance({k: p.detach() for k, p in task.model.named_parameters()})
-    kind: Literal["minimum", "type I", "type II", "not stationary"]
+    path = TangentPath(task, mirror, frozen=True, seed=seed)
+    stationarity = path.stationarity()
+    for _ in exact_copy(task).batch_iter(seed):
+        path.step()
+    model = copy.deepcopy(task.model)
+    params = {k: p.detach() for k, p in model.named_parameters()}
+    for k, projected in mirror.project(params).items():
+        params[k].copy_(projected)
+    block = o_hessian(replace(task, model=model), mirror, n_lowest=1, max_samples=max_samples, seed=seed)
+    lowest = block.lambda_min + task.weight_decay
     if stationarity > tolerance:
-        kind = "not stationary"
-    elif curvature >= 0:
+        kind = "not critical"
+    elif lowest > 0:
         kind = "minimum"
     else:
-        kind = "type II" if run.type2_residual <= _TYPE_2 else "type I"
-    return SaddleType(kind, run.type2_residual, curvature, stationarity, distance)
+        kind = "type I" if path.type2_residual > _TYPE_2 else "type II"
+    return SaddleType(mirror.name, kind, path.type2_residual, stationarity, lowest, block.residual, path.distance)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,14 +19,12 @@ from gaugefix.monitor.shards import is_first_process
 from gaugefix.monitor.sinks import Row, Sink
 from gaugefix.monitor.state import State, read_state, write_state
 from gaugefix.monitor.survey import Survey
+from gaugefix.monitor.wrappers import clean_name, gradient_scale, inner_model, inner_optimizers
 from gaugefix.symmetry import DenseMirror, Mirror, Symmetries, Units, find_symmetries
 from gaugefix.task import Task
 
 if TYPE_CHECKING:
     from gaugefix.advice import Advice
-
-#: what wrappers put into the names of parameters
-_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
 class Monitor:
@@ -115,7 +113,7 @@ class Monitor:
         self.schedule = Schedule(every, dear, level)
         if not 0 < tolerance < 0.5:
             raise MeasurementError(f"Monitor: tolerance must be in (0, 0.5), got {tolerance!r}; the default is 0.01.")
-        self.model = _inner(target.model if isinstance(target, Task) else target)
+        self.model = inner_model(target.model if isinstance(target, Task) else target)
         if symmetries is None and isinstance(target, Task):
             symmetries = find_symmetries(target)
         elif symmetries is None and args is not None:
@@ -123,7 +121,7 @@ class Monitor:
         self.symmetries = symmetries
         self.sinks = list(sinks)
         self.overhead = 0.0
-        self._optimizers = _optimizers(optimizer)
+        self._optimizers = inner_optimizers(optimizer)
         self._state = State()
         self._started: float | None = None
         self._spent = 0.0
@@ -161,7 +159,7 @@ class Monitor:
         if self._started is None:
             self._started = begin
         if optimizer is not None:
-            self._optimizers = _optimizers(optimizer)
+            self._optimizers = inner_optimizers(optimizer)
         state, number = self._state, self._state.count
         state.count += 1
         row: Row = {}
@@ -178,7 +176,7 @@ class Monitor:
         """Measure, notice, and tell the sinks."""
         params = self._params()
         events = self._survey.refresh(params, number, self._state)
-        scale = _scale(scaler, self._optimizers)
+        scale = gradient_scale(scaler, self._optimizers)
         with torch.no_grad(), np.errstate(all="ignore"):
             row, found = self._survey.look(number, params, self._optimizers, self._state, scale, loss, clipped_later)
         events += found
@@ -312,50 +310,4 @@ class Monitor:
         self.load_state_dict(read_state(path))
 
     def _params(self) -> dict[str, nn.Parameter]:
-        return {_clean(name): p for name, p in self.model.named_parameters()}
-
-
-def _inner(model: nn.Module) -> nn.Module:
-    """The model inside wrappers that keep it as one child."""
-    if not isinstance(model, nn.Module):
-        raise MeasurementError(f"Monitor: pass a torch.nn.Module or a gaugefix.Task, got {type(model).__name__}.")
-    parallel = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    inner: Any = model
-    while isinstance(inner, parallel) or hasattr(inner, "_orig_mod"):
-        inner = inner.module if isinstance(inner, parallel) else inner._orig_mod
-    return cast(nn.Module, inner)
-
-
-def _clean(name: str) -> str:
-    for wrapper in _WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name
-
-
-def _optimizers(given: Any) -> tuple[torch.optim.Optimizer, ...]:
-    """The torch optimizers inside what a user or a trainer hands over."""
-    if given is None:
-        return ()
-    found = []
-    for optimizer in given if isinstance(given, list | tuple) else (given,):
-        inner = optimizer
-        while isinstance(getattr(inner, "optimizer", None), torch.optim.Optimizer):
-            inner = inner.optimizer
-        if not isinstance(inner, torch.optim.Optimizer):
-            raise MeasurementError(
-                f"Monitor: optimizer must be a torch.optim.Optimizer or a list of them, got {type(inner).__name__}."
-            )
-        found.append(inner)
-    return tuple(found)
-
-
-def _scale(scaler: Any, optimizers: Sequence[torch.optim.Optimizer]) -> Tensor | float:
-    """By what the gradients are too large; a tensor where that is known on the device only."""
-    if scaler is None or not scaler.is_enabled():
-        return 1.0
-    stages = getattr(scaler, "_per_optimizer_states", {})
-    for optimizer in optimizers:
-        if id(optimizer) in stages and "UNSCALED" in str(stages[id(optimizer)].get("stage", "")):
-            return 1.0
-    scale = getattr(scaler, "_scale", 1.0)  # a tensor on the device; None as long as no loss was scaled
-    return 1.0 if scale is None else scale
+        return {clean_name(name): p for name, p in self.model.named_parameters()}

@@ -56,7 +56,7 @@ def _lyapunov(mirrors: list[Mapping[str, Any]]) -> Figure | None:
         "Lyapunov exponents of the nearest mirror planes with two standard errors; below zero SGD falls onto the plane",
         [points],
         height=120 + 44 * len(known),
-        xaxis={"title": {"text": "Λ, growth per step"}, "exponentformat": "power"},
+        xaxis={"title": {"text": "Λ per step ± 2 s.e."}, "exponentformat": "power"},
         yaxis={
             "tickvals": points["y"],
             "ticktext": [escape(m["name"]) for m in known],

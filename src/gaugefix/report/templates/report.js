@@ -19,6 +19,10 @@
     return root.dataset.theme ? root.dataset.theme === "dark" : prefersDark.matches;
   }
 
+  function isNarrow() {
+    return window.innerWidth < 640;
+  }
+
   // Replaces every "var:--name" by the value of that CSS variable.
   function coloured(value) {
     if (typeof value === "string" && value.startsWith("var:--")) {
@@ -31,8 +35,24 @@
     return value;
   }
 
+  // The end of a long name, which tells one layer from another, where there is no room for all of it.
+  function shortened(label) {
+    const text = new DOMParser().parseFromString(label, "text/html").body.textContent;
+    if (text.length <= 13) return label;
+    return "…" + text.slice(-12).replace(/&/g, "&amp;").replace(/</g, "&lt;");
+  }
+
+  function fitted(axis, narrow) {
+    if (!narrow) return axis;
+    return {
+      ...axis,
+      ...(axis.ticktext && { ticktext: axis.ticktext.map(shortened) }),
+      ...(axis.dtick === "D1" && { dtick: "D2" }),
+    };
+  }
+
   function layout(figure) {
-    const narrow = window.innerWidth < 640;
+    const narrow = isNarrow();
     const axis = {
       gridcolor: "var:--line", zerolinecolor: "var:--line", linecolor: "var:--line", tickcolor: "var:--line",
       automargin: true, fixedrange: true, ticks: "outside", ticklen: 4,
@@ -45,14 +65,15 @@
       margin: { l: 8, r: 16, t: 16, b: 8 }, height: figure.height + (narrow ? 18 * named : 0),
       legend: { orientation: "h", x: 0, y: 1.04, yanchor: "bottom", font: { size: 12 } },
       hoverlabel: { bgcolor: "var:--card", bordercolor: "var:--line", font: { color: "var:--ink" } },
-      ...own, xaxis: { ...axis, ...own.xaxis }, yaxis: { ...axis, ...own.yaxis },
+      ...own, xaxis: fitted({ ...axis, ...own.xaxis }, narrow), yaxis: fitted({ ...axis, ...own.yaxis }, narrow),
     });
   }
 
   function draw() {
     for (const [name, figure] of Object.entries(figures)) {
       const place = document.getElementById("plot-" + name);
-      Plotly.react(place, coloured(figure.data), layout(figure), { displayModeBar: false, responsive: true });
+      const data = isNarrow() ? figure.data.map((t) => (t.type === "heatmap" ? { ...t, showscale: false } : t)) : figure.data;
+      Plotly.react(place, coloured(data), layout(figure), { displayModeBar: false, responsive: true });
     }
     button.textContent = isDark() ? "Light" : "Dark";
     button.setAttribute("aria-label", "Switch to " + (isDark() ? "light" : "dark") + " colours");
