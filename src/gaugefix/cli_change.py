@@ -127,6 +127,8 @@ def compress(
     if weights is not None:
         task = _with_weights(task, weights, target)
     before = pretrain if pretrain is not None else 0 if weights is not None else task.epochs
+    if kept_in is not None and kept_in.exists() and not restart and not quiet:
+        typer.echo(f"Going on from {kept_in.absolute()}", err=True)
     with Stages(shown=not quiet) as stages:
         bars: dict[str, Any] = {}
 

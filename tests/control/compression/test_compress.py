@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -184,6 +186,34 @@ def test_wherever_a_run_is_killed_it_ends_in_the_same_bits(tmp_path, method, opt
         torch.rand(at)
         same(compress(task, method, 0.02, keep=0.5, checkpoint=path, **QUICK), whole)
     same(compress(crashing(task, 3), method, 0.02, keep=0.5, checkpoint=path, **QUICK), whole)  # complete: at once
+
+
+@pytest.mark.parametrize(("number", "at"), [(signal.SIGINT, 3), (signal.SIGTERM, 17), (signal.SIGINT, 31)])
+def test_a_signal_lets_the_step_end_and_writes_a_checkpoint(tmp_path, number, at):
+    """Without waiting for the next one to be due; afterwards the handlers are as they were."""
+    from dataclasses import replace
+
+    task, path = problem(), tmp_path / "run.safetensors"
+    whole = compress(task, "units", 0.02, keep=0.5, **QUICK)
+    count, steps = iter(range(1000)), []
+
+    def heard(model, batch):
+        if next(count) == at:
+            os.kill(os.getpid(), number)
+        steps.append(0)
+        return loss(model, batch)
+
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt):
+        compress(replace(task, loss=heard), "units", 0.02, keep=0.5, checkpoint=path, checkpoint_seconds=1e9, **QUICK)
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+    done = len(steps)
+    assert done == at + 1
+    steps.clear()
+    count = iter(range(1000))
+    at = -1
+    same(compress(replace(task, loss=heard), "units", 0.02, keep=0.5, checkpoint=path, **QUICK), whole)
+    assert done + len(steps) == 24 + 15  # 8 passes of 3 steps and 5 evaluations of 3: no step was taken twice
 
 
 def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
