@@ -19,6 +19,10 @@ LONG |= {f"forecast {claim}" for claim in ("drives", "certificate", "rank")}
 LONG |= {f"2210.01212 {claim}" for claim in ("lasso", "support", "sign-trap", "decoupled-decay")}
 LONG |= {"2210.01212 network-zeros", "2210.01212 subgradient", "2309.16932 constraints"}
 LONG |= {"2408.15495 network-rank", "2408.15495 network-accuracy"}
+LONG |= {f"2102.05375 {claim}" for claim in ("batch-rule", "tail", "real-data", "network", "fluctuation-dissipation")}
+LONG |= {f"2105.09557 {claim}" for claim in ("escape-time", "quadrature", "stationary-density", "dimension")}
+LONG |= {"2105.09557 noise-and-loss", "2107.11774 maximum", "2107.11774 slow-escape", "2107.11774 amsgrad"}
+LONG |= {"2303.13093 digits", "2303.13093 moments", "2105.07222 variance", "2105.07222 signal-to-noise"}
 
 CLAIMS = [
     pytest.param(
