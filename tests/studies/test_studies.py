@@ -30,6 +30,10 @@ LONG |= {
     f"2507.01098 {claim}" for claim in ("entropy", "closed-form", "sgd", "sgd-kernel", "stretched-labels", "breakers")
 }
 LONG |= {"2512.21447 sharpness", "2512.21447 charge"}
+LONG |= {f"2102.05375 {claim}" for claim in ("batch-rule", "tail", "real-data", "network", "fluctuation-dissipation")}
+LONG |= {f"2105.09557 {claim}" for claim in ("escape-time", "quadrature", "stationary-density", "dimension")}
+LONG |= {"2105.09557 noise-and-loss", "2107.11774 maximum", "2107.11774 slow-escape", "2107.11774 amsgrad"}
+LONG |= {"2303.13093 digits", "2303.13093 moments", "2105.07222 variance", "2105.07222 signal-to-noise"}
 
 CLAIMS = [
     pytest.param(

@@ -56,7 +56,7 @@ class AdamStateMonitor:
         ...         p.grad = 1 + 2**0.5 * torch.randn(p.shape, generator=generator)
         ...     adam.step()
         ...     if step % 20 == 0:
-        ...         monitor.update()
+        ...         snapshot = monitor.update()
         >>> row = monitor.report()[0]
         >>> row["parameter"], bool(abs(row["snr"] - 0.5) < 0.1)
         ('weight', True)

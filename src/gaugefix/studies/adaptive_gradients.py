@@ -98,14 +98,12 @@ def _updates(beta1: float, beta2: float, steps: int, seed: int, count: int) -> I
 
 def variances(setting: Setting) -> Evidence:
     """Sample variance of |u| beside the exact one; and that of 1/√v, whose sample value only grows with the sample."""
-    count, measured = setting.choose(100_000, 1_000_000), []
+    count, measured = setting.choose(40_000, 1_000_000), []
     for seed in setting.seeds:
-        row = [
-            np.abs(u).var() for t, (u, _) in enumerate(_updates(0.0, BETA2, max(TIMES), seed, count), 1) if t in TIMES
-        ]
-        measured.append(row)
+        run = enumerate(_updates(0.0, BETA2, max(TIMES), seed, count), 1)
+        measured.append([np.abs(u).var() for t, u in run if t in TIMES])
     rng = np.random.default_rng(99)
-    inverse = [float((1 / np.sqrt((rng.standard_normal((t, count)) ** 2).mean(0))).var()) for t in TIMES[:5]]
+    inverse = [(1 / np.sqrt((rng.standard_normal((t, count)) ** 2).mean(0))).var() for t in TIMES[:5]]
     predicted = [gaussian_update_moments(t, BETA2).variance_abs for t in TIMES]
     curves = {"x": np.array(TIMES), "inverse": np.array(inverse)}
     return Evidence(np.array(predicted), np.array(measured), labels("t", TIMES), curves)

@@ -48,7 +48,7 @@ def stability_window(
     k = np.asarray(curvatures, dtype=float).ravel() + weight_decay
     if not k.size or not np.isfinite(k).all():
         raise ValueError("stability_window needs at least one curvature, all of them finite.")
-    poles = np.unique(1 / k[k > 0])
+    poles = np.unique(1 / k[k > np.finfo(float).tiny])  # the inverse of a smaller one is infinite
     if not poles.size:
         return math.inf, math.inf
     merged = poles[np.append(True, np.diff(poles) > resolution * poles[:-1])]
