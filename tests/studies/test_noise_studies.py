@@ -59,8 +59,8 @@ def test_a_wrong_exponent_of_the_equilibrium_is_found_out(monkeypatch):
     assert not held("2505.12387", "orbit")
 
 
-def test_the_printed_largest_eigenvalue_is_found_out(monkeypatch):
-    """Half of the middle layers."""
+def test_a_slightly_wrong_largest_eigenvalue_is_found_out(monkeypatch):
+    """An error in the sixth digit is seen."""
     right = flatness_or_sharpness.DeepLinearSharpness.lambda_max
     monkeypatch.setattr(
         flatness_or_sharpness.DeepLinearSharpness, "lambda_max", property(lambda m: right.fget(m) * (1 + 1e-6))

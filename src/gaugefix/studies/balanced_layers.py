@@ -13,7 +13,7 @@ from gaugefix.studies.digits import digits
 from gaugefix.studies.framework import Evidence, Setting
 
 WIDTHS, LR, DECAY, BATCH, STEPS = (8, 16, 16, 4), 0.02, 0.04, 16, 8000
-DIGITS_WIDTHS, DIGITS_LR, DIGITS_DECAY, DIGITS_BATCH, DIGITS_STEPS = (64, 32, 32, 10), 0.1, 6e-3, 8, 12_000
+DIGITS_WIDTHS, DIGITS_LR, DIGITS_DECAY, DIGITS_BATCH, DIGITS_STEPS = (64, 32, 32, 10), 0.1, 6e-3, 8, 15_000
 WRONG = 0.2  # share of labels that are random
 
 
@@ -21,7 +21,7 @@ def _train(
     widths: tuple[int, ...], draw: Callable[[], tuple[Tensor, Tensor]], error: Callable[[Tensor, Tensor], Tensor],
     starts: list[Tensor], lr: float, decay: float, steps: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Mean ‖ĝ_i‖² and ‖W_i‖² over the second half of the run, ``(seeds, layers)`` each."""
+    """Mean ‖ĝ_i‖² and ‖W_i‖² over the last third of the run, ``(seeds, layers)`` each."""
     weights, sums = list(starts), torch.zeros(2, starts[0].shape[0], len(widths) - 1, dtype=torch.float64)
     for step in range(steps):
         x, target = draw()
@@ -33,12 +33,12 @@ def _train(
         for k in range(len(weights) - 1, -1, -1):
             gradients.insert(0, slope.mT @ layers[k])
             slope = (slope @ weights[k]) * (layers[k] > 0)
-        if step >= steps // 2:
+        if step >= 2 * steps // 3:
             sums += torch.stack([
                 torch.stack([t.square().sum((1, 2)) for t in side], 1) for side in (gradients, weights)
             ])
         weights = [w - lr * (g + decay * w) for w, g in zip(weights, gradients, strict=True)]
-    squares, sizes = (sums / (steps - steps // 2)).numpy()
+    squares, sizes = (sums / (steps - 2 * steps // 3)).numpy()
     return squares, sizes
 
 
