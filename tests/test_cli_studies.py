@@ -14,7 +14,7 @@ from gaugefix.report.study_page import study_page
 from gaugefix.studies import Claim, Evidence, Paper, Setting, Study, Tolerance, batch, registry, reproduce_all
 from gaugefix.studies.runner import run_study
 
-EVIL = "<script>alert(1)</script> & \"quotes\" '"
+EVIL = '<script>alert(1)</script> & "quotes" \''
 MEASURED: list[str] = []
 
 

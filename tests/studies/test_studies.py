@@ -24,6 +24,7 @@ LONG |= {
     f"2507.01098 {claim}" for claim in ("entropy", "closed-form", "sgd", "sgd-kernel", "stretched-labels", "breakers")
 }
 LONG |= {"2512.21447 sharpness", "2512.21447 charge"}
+LONG |= {"2502.05300 reduction", "2502.05300 capacity", "2502.05300 class-collapse"}
 
 CLAIMS = [
     pytest.param(

@@ -14,5 +14,6 @@ from gaugefix.control.gauges import CanonicalForm as CanonicalForm
 from gaugefix.control.gauges import Rebalanced as Rebalanced
 from gaugefix.control.gauges import canonicalize as canonicalize
 from gaugefix.control.gauges import rebalance_ as rebalance_
+from gaugefix.control.reduce import reduce_model as reduce_model
 from gaugefix.control.remove import SyreDecay as SyreDecay
 from gaugefix.control.widen import widen as widen

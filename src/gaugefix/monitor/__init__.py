@@ -13,3 +13,5 @@ from gaugefix.monitor.sinks import JsonlSink as JsonlSink
 from gaugefix.monitor.sinks import LiveSink as LiveSink
 from gaugefix.monitor.sinks import TensorBoardSink as TensorBoardSink
 from gaugefix.monitor.sinks import TrackerSink as TrackerSink
+from gaugefix.monitor.symmetry_tracker import Coincidence as Coincidence
+from gaugefix.monitor.symmetry_tracker import SymmetryTracker as SymmetryTracker

@@ -31,6 +31,8 @@ from gaugefix.theory.matrix_factorization import gram_rank as gram_rank
 from gaugefix.theory.matrix_factorization import gram_spectrum as gram_spectrum
 from gaugefix.theory.mirror_plane import critical_decay as critical_decay
 from gaugefix.theory.mirror_plane import growth_rates as growth_rates
+from gaugefix.theory.mode_staircase import half_rise_time as half_rise_time
+from gaugefix.theory.mode_staircase import mode_strength as mode_strength
 from gaugefix.theory.multiplicative_noise import critical_batch as critical_batch
 from gaugefix.theory.multiplicative_noise import critical_lr_estimate as critical_lr_estimate
 from gaugefix.theory.multiplicative_noise import decay_shift as decay_shift
