@@ -5,7 +5,7 @@ PIP    := $(BIN)/pip install --quiet --constraint constraints.txt
 # One thread per process: several on small tensors are slower, ten times slower where the cores have other work to do.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-slow check lint types docs bench peers browser clean
+.PHONY: help demo test test-slow check lint types docs studies bench peers browser clean
 help:             ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -41,6 +41,9 @@ check: lint types test  ## what CI runs
 docs: .venv/.dev   ## build the documentation, gallery included, warnings are errors
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --builder html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
+
+studies: .venv/.core  ## run every study; a second run goes on where the first stopped, and `make docs` takes the results
+	$(BIN)/gaugefix reproduce --all --html --out docs/_build/studies
 
 bench: .venv/.dev  ## run the benchmarks, results to benchmarks/results/*.json
 	$(BIN)/python -m benchmarks

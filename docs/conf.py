@@ -17,7 +17,8 @@ import gaugefix  # noqa: E402
 
 mpl.use("agg")
 gallery_scripts.write(HERE / "studies_scripts")
-os.environ["GAUGEFIX_DOCS_RESULTS"] = str(HERE / "_build" / "studies")  # a rebuild takes over what has passed
+# a build takes over what has passed: of an earlier build, of `make studies`, or of the folder that the variable names
+os.environ.setdefault("GAUGEFIX_DOCS_RESULTS", str(HERE / "_build" / "studies"))
 
 project = "gaugefix"
 author = "The gaugefix developers"

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from sphinx_gallery.scrapers import figure_rst
 
 from gaugefix.files import write_atomically
-from gaugefix.studies import Paper, papers
-from gaugefix.studies.registry import find_study
+from gaugefix.studies import Paper, constructions, papers
+from gaugefix.studies.registry import find_paper, find_study
 
 HEADER = """Studies
 =======
@@ -24,7 +24,9 @@ what they measured when this documentation was built. Run one yourself with
 
 .. code-block:: console
 
-   $ gaugefix reproduce 2309.16932 --out results
+   $ gaugefix reproduce 2309.16932 --out results --html
+
+or all of them with ``gaugefix reproduce --all``, which goes on where it was interrupted.
 
 The list of all papers, and how far each has got, is on :doc:`/papers`.
 """
@@ -35,9 +37,9 @@ SCRIPT = '''"""
 
 {body}
 
-.. rubric:: Paper
+.. rubric:: {origin}
 
-{authors}: *{title}*. `arXiv {id} <https://arxiv.org/abs/{id}>`__{venue}.
+{reference}
 """
 
 # %%
@@ -84,7 +86,7 @@ def write(folder: Path) -> None:
     """Write the scripts of all registered studies; untouched where nothing has changed, so that builds are quick."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {"GALLERY_HEADER.rst": HEADER}
-    for paper in papers():
+    for paper in (*papers(), *constructions()):
         if paper.study:
             wanted[f"plot_{paper.study.rpartition('.')[2]}.py"] = _script(paper)
     for stale in set(folder.iterdir()) - {folder / name for name in wanted}:
@@ -104,13 +106,18 @@ def _script(paper: Paper) -> str:
         headline=headline,
         rule="=" * len(headline),
         body=body,
-        authors=", ".join(paper.authors),
-        title=paper.title,
+        origin="Rests on" if paper.rests_on else "Paper",
+        reference="\n\n".join(map(_reference, [find_paper(id) for id in paper.rests_on] or [paper])),
         id=paper.id,
         digest=hashlib.sha256(study.source.encode()).hexdigest()[:16],
-        venue=f", {paper.venue}" if paper.venue else "",
         source=f"/../src/{paper.study.replace('.', '/')}.py",
     )
+
+
+def _reference(paper: Paper) -> str:
+    venue = f", {paper.venue}" if paper.venue else ""
+    link = f"`arXiv {paper.id} <https://arxiv.org/abs/{paper.id}>`__"
+    return f"{', '.join(paper.authors)}: *{paper.title}*. {link}{venue}."
 
 
 def scrape(block: Any, block_vars: dict[str, Any], gallery_conf: Any) -> str:
@@ -119,8 +126,10 @@ def scrape(block: Any, block_vars: dict[str, Any], gallery_conf: Any) -> str:
     if not isinstance(figure, Figure):
         return ""
     path, result = next(block_vars["image_path_iterator"]), block_vars["example_globals"]["result"]
+    thumbnails = Path(gallery_conf["src_dir"]) / "_build" / "studies"
+    thumbnails.mkdir(parents=True, exist_ok=True)
     first = replace(result, comparisons=result.comparisons[:1]).figure()
-    first.savefig(Path(gallery_conf["src_dir"]) / "_build" / "studies" / f"{result.paper.id}-thumb.png", dpi=120)
+    first.savefig(thumbnails / f"{result.paper.id}-thumb.png", dpi=120)
     figure.savefig(path, dpi=170)
     return str(figure_rst([path], gallery_conf["src_dir"]))
 

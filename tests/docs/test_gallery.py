@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gaugefix.studies import papers
+from gaugefix.studies import constructions, papers
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -23,7 +23,7 @@ def scripts(monkeypatch):
 def test_every_study_has_a_page_that_is_a_program(scripts, tmp_path):
     (tmp_path / "plot_of_a_study_that_is_gone.py").write_text("")
     scripts.write(tmp_path)
-    studied = [p for p in papers() if p.study]
+    studied = [p for p in (*papers(), *constructions()) if p.study]
     assert len(list(tmp_path.glob("plot_*.py"))) == len(studied)
     for paper in studied:
         text = (tmp_path / f"plot_{paper.study.rpartition('.')[2]}.py").read_text(encoding="utf-8")
@@ -31,6 +31,7 @@ def test_every_study_has_a_page_that_is_a_program(scripts, tmp_path):
         assert set(rule) == {"="}
         assert len(rule) == len(headline)
         assert paper.id in text
+        assert all(f"arxiv.org/abs/{id}" in text for id in paper.rests_on or (paper.id,))
         assert str(DOCS.parent) not in text  # no path of the machine that builds
 
 

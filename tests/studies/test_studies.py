@@ -34,6 +34,7 @@ LONG |= {f"2102.05375 {claim}" for claim in ("batch-rule", "tail", "real-data", 
 LONG |= {f"2105.09557 {claim}" for claim in ("escape-time", "quadrature", "stationary-density", "dimension")}
 LONG |= {"2105.09557 noise-and-loss", "2107.11774 maximum", "2107.11774 slow-escape", "2107.11774 amsgrad"}
 LONG |= {"2303.13093 digits", "2303.13093 moments", "2105.07222 variance", "2105.07222 signal-to-noise"}
+LONG |= {"2502.05300 reduction", "2502.05300 capacity", "2502.05300 class-collapse"}
 
 CLAIMS = [
     pytest.param(

@@ -31,5 +31,6 @@ from gaugefix.control.moments import compress_dataset as compress_dataset
 from gaugefix.control.moments import compress_points as compress_points
 from gaugefix.control.moments import compress_width as compress_width
 from gaugefix.control.moments import moment_error as moment_error
+from gaugefix.control.reduce import reduce_model as reduce_model
 from gaugefix.control.remove import SyreDecay as SyreDecay
 from gaugefix.control.widen import widen as widen

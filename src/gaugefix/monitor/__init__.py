@@ -16,3 +16,5 @@ from gaugefix.monitor.sinks import TensorBoardSink as TensorBoardSink
 from gaugefix.monitor.sinks import TrackerSink as TrackerSink
 from gaugefix.monitor.transverse import TransverseExponent as TransverseExponent
 from gaugefix.monitor.transverse import TransverseMonitor as TransverseMonitor
+from gaugefix.monitor.symmetry_tracker import Coincidence as Coincidence
+from gaugefix.monitor.symmetry_tracker import SymmetryTracker as SymmetryTracker

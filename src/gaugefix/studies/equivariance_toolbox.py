@@ -258,4 +258,5 @@ def draw_late(axes: Axes, result: Comparison) -> None:
     axes.plot([], [], "o-", color=MEASURED, label="measured, each seed")
     axes.set(xlabel="loss, falling", ylabel=result.unit, xscale="log")
     axes.invert_xaxis()
+    axes.ticklabel_format(axis="y", useOffset=False)
     axes.legend()
