@@ -14,7 +14,7 @@ from gaugefix.monitor.sinks import JsonlSink as JsonlSink
 from gaugefix.monitor.sinks import LiveSink as LiveSink
 from gaugefix.monitor.sinks import TensorBoardSink as TensorBoardSink
 from gaugefix.monitor.sinks import TrackerSink as TrackerSink
-from gaugefix.monitor.transverse import TransverseExponent as TransverseExponent
-from gaugefix.monitor.transverse import TransverseMonitor as TransverseMonitor
 from gaugefix.monitor.symmetry_tracker import Coincidence as Coincidence
 from gaugefix.monitor.symmetry_tracker import SymmetryTracker as SymmetryTracker
+from gaugefix.monitor.transverse import TransverseExponent as TransverseExponent
+from gaugefix.monitor.transverse import TransverseMonitor as TransverseMonitor

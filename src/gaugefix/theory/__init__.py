@@ -50,10 +50,10 @@ from gaugefix.theory.mean_square import mean_square_limit as mean_square_limit
 from gaugefix.theory.mean_square import second_moment_radius as second_moment_radius
 from gaugefix.theory.mirror_plane import critical_decay as critical_decay
 from gaugefix.theory.mirror_plane import growth_rates as growth_rates
-from gaugefix.theory.moment_matching import n_atoms as n_atoms
-from gaugefix.theory.moment_matching import predict_exponent as predict_exponent
 from gaugefix.theory.mode_staircase import half_rise_time as half_rise_time
 from gaugefix.theory.mode_staircase import mode_strength as mode_strength
+from gaugefix.theory.moment_matching import n_atoms as n_atoms
+from gaugefix.theory.moment_matching import predict_exponent as predict_exponent
 from gaugefix.theory.multiplicative_noise import critical_batch as critical_batch
 from gaugefix.theory.multiplicative_noise import critical_lr_estimate as critical_lr_estimate
 from gaugefix.theory.multiplicative_noise import decay_shift as decay_shift
