@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gaugefix.theory import angular_step, scale_equilibrium_norm, scale_norm
@@ -15,6 +15,7 @@ positive = st.floats(1e-3, 10)
 
 
 @given(positive, st.floats(1e-3, 0.5), st.floats(1e-4, 1))
+@settings(deadline=None)
 def test_at_rest_noise_and_decay_cancel_exactly(gradient_sq, lr, decay):
     norm = scale_equilibrium_norm(gradient_sq, lr=lr, weight_decay=decay)
     after = (1 - lr * decay) ** 2 * norm**2 + lr**2 * gradient_sq / norm**2
@@ -23,6 +24,7 @@ def test_at_rest_noise_and_decay_cancel_exactly(gradient_sq, lr, decay):
 
 
 @given(positive, positive, st.floats(1e-3, 0.01), st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
 def test_growth_follows_from_the_law_step_by_step(norm, gradient_sq, lr, steps):
     norm = 1 + norm
     square = norm**2
