@@ -5,59 +5,28 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gaugefix.control.compression import steps
 from gaugefix.control.compression.checkpoint import Checkpoint, load_checkpoint, own_generators, pack, unpack
-from gaugefix.control.compression.constrain import METHODS, Method, constrain
+from gaugefix.control.compression.constrain import Method, constrain
 from gaugefix.control.compression.phases import Phase, Progress, Saver
+from gaugefix.control.compression.plan import Plan, make_plan
 from gaugefix.control.compression.records import CompressionResult, Stage
-from gaugefix.control.folding import FoldResult, fold
+from gaugefix.control.folding import FoldResult
 from gaugefix.control.folding.cost import forward_flops, forward_seconds, size_of
 from gaugefix.control.folding.plain import plain_copy
-from gaugefix.control.impose import (
-    CollapsedTensor,
-    Ramp,
-    collapse_,
-    factors,
-    parameter_groups,
-    penalty,
-    predict_steps,
-)
-from gaugefix.control.impose.collapse import sizes_of
-from gaugefix.control.impose.factors import imposed
-from gaugefix.control.impose.parts import PartFactors, unit_scales
-from gaugefix.control.state import check_model
-from gaugefix.errors import ControlError
+from gaugefix.control.impose import CollapsedTensor, Ramp, collapse_, penalty, predict_steps
 from gaugefix.files import check_writable
 from gaugefix.task import Task
 from gaugefix.training import make_optimizer
 
 _RAMP, _ANNEAL = 0.2, 0.5  # parts of the constrained passes: the strength rises until, the learning rate falls from
 _EFFECTIVE = 0.65  # mean of ramp × learning rate over the phase
-_REFIT = 4  # passes of the refit: the constrained ones divided by this
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """The settings of a run; what a checkpoint must agree with."""
-
-    task: str
-    method: Method
-    strength: float
-    epochs: int
-    pretrain: int
-    refit: int
-    keep: float | None
-    only: tuple[str, ...] | None
-    tolerance: float | None
-    factor_lr: float | None
-    seed: int
 
 
 def compress(
@@ -134,7 +103,7 @@ def compress(
         >>> done.parameters[1] < done.parameters[0]
         True
     """  # noqa: DOC502
-    plan = _plan(task, method, strength, epochs, pretrain, refit, keep, only, tolerance, factor_lr, run, seed)
+    plan = make_plan(task, method, strength, epochs, pretrain, refit, keep, only, tolerance, factor_lr, run, seed)
     path = None if checkpoint is None else Path(checkpoint).expanduser().absolute()
     if path is not None:
         check_writable(path)
@@ -143,50 +112,11 @@ def compress(
         return _Run(task, plan, path, restart, checkpoint_seconds, report).go()
 
 
-def _plan(
-    task: Task,
-    method: Method,
-    strength: float,
-    epochs: int | None,
-    pretrain: int,
-    refit: int | None,
-    keep: float | None,
-    only: Sequence[str] | None,
-    tolerance: float | None,
-    factor_lr: float | None,
-    run: str | None,
-    seed: int,
-) -> _Plan:
-    if not isinstance(task, Task):
-        raise ControlError(f"compress: a gaugefix.Task is needed, with loss and batches, got {type(task).__name__}.")
-    if method not in METHODS:
-        raise ControlError(f"compress: method must be one of {', '.join(METHODS)}, got {method!r}.")
-    passes = task.epochs if epochs is None else epochs
-    after = -(-passes // _REFIT) if refit is None else refit
-    for name, value, least in (("epochs", passes, 1), ("pretrain", pretrain, 0), ("refit", after, 0)):
-        if not isinstance(value, int) or value < least:
-            why = f" The task {task.name!r} says {task.epochs}." if name == "epochs" and epochs is None else ""
-            raise ControlError(f"compress: {name} must be an integer >= {least}, got {value!r}.{why}")
-    if not isinstance(strength, int | float) or not math.isfinite(strength) or strength < 0:
-        raise ControlError(f"strength must be a number in [0, inf), got {strength!r}.")
-    if keep is not None and not 0 < keep <= 1:
-        raise ControlError(f"compress: keep must be None or in (0, 1], got {keep!r}.")
-    if factor_lr is not None and not (math.isfinite(factor_lr) and factor_lr > 0):
-        raise ControlError(f"compress: factor_lr must be a number in (0, inf), got {factor_lr!r}.")
-    if tolerance is not None and not 0 <= tolerance < 1:
-        raise ControlError(f"compress: tolerance must be None or in [0, 1), got {tolerance!r}.")
-    check_model(task.model, None, "compress")
-    names = None if only is None else tuple(only)
-    return _Plan(
-        run or task.name, method, float(strength), passes, pretrain, after, keep, names, tolerance, factor_lr, seed
-    )  # fmt: skip
-
-
 class _Run:
     """One compression, phase by phase; every phase starts where a checkpoint left it."""
 
     def __init__(
-        self, task: Task, plan: _Plan, path: Path | None, restart: bool, seconds: float, progress: Progress
+        self, task: Task, plan: Plan, path: Path | None, restart: bool, seconds: float, progress: Progress
     ) -> None:
         self.task, self.plan, self.path, self.seconds, self.progress = task, plan, path, seconds, progress
         self.args = task.inputs(task.first_batch())
@@ -229,7 +159,7 @@ class _Run:
         plan = self.plan
         self.names, left = constrain(model, self.args, plan.method, plan.strength, plan.only)
         task = replace(self.task, model=model)
-        optimizer, coupled = _optimizer(task, plan.factor_lr)
+        optimizer, coupled = steps.penalised(task, plan.factor_lr)
         ramp = Ramp(optimizer if coupled else None, steps=max(round(_RAMP * plan.epochs * self.steps), 1))
         total = plan.epochs * self.steps
         phase = Phase(
@@ -253,12 +183,14 @@ class _Run:
             plain = plain_copy(model)
             plain.load_state_dict({n.removeprefix("collapsed/"): t for n, t in self.kept.items()})
         else:
-            self.collapsed = collapse_(model, None if self.plan.keep is None else _threshold(model, self.plan.keep))
+            self.collapsed = collapse_(
+                model, None if self.plan.keep is None else steps.threshold(model, self.plan.keep)
+            )
             plain = model
             self._stage("cut", plain)
             self.kept = {f"collapsed/{n}": t.clone() for n, t in plain.state_dict().items()}
         self.progress("fold", 0, 1, "")
-        result, failure = _fold(replace(self.task, model=plain.eval()), self.plan)
+        result, failure = steps.folded(replace(self.task, model=plain.eval()), self.plan)
         self.progress("fold", 1, 1, f"{result.parameters[1]:,} parameters")
         if not done:
             self._stage("folded", result.model)
@@ -380,45 +312,3 @@ class _Run:
             (b0, b1), (forward_flops(dense, self.args), forward_flops(final, self.args)), (seconds[0], seconds[1]),
             seconds[0] / seconds[1], self.losses, tuple(self.notes), folded.changes,
         )  # fmt: skip
-
-
-def _optimizer(task: Task, factor_lr: float | None) -> tuple[torch.optim.Optimizer, bool]:
-    """The optimizer of a task for a constrained model, and whether weight decay is the penalty."""
-    if task.optimizer == "adamw":
-        mine = {id(p) for _, p in factors(task.model)}
-        rest = [p for p in task.model.parameters() if p.requires_grad and id(p) not in mine]
-        groups = [
-            {"params": rest, "weight_decay": task.weight_decay},
-            {"params": [p for _, p in factors(task.model)], "weight_decay": 0.0, "lr": factor_lr or task.lr},
-        ]
-        return torch.optim.AdamW([g for g in groups if g["params"]], lr=task.lr), False
-    kind: Any = torch.optim.SGD if task.optimizer == "sgd" else torch.optim.Adam
-    options = {"momentum": task.momentum} if task.optimizer == "sgd" else {}
-    groups = parameter_groups(task.model, weight_decay=task.weight_decay, factor_lr=factor_lr)
-    return kind(groups, lr=task.lr, **options), True
-
-
-def _threshold(model: nn.Module, keep: float) -> float:
-    """The size that this part of all units, singular values or entries exceeds."""
-    tensors = imposed(model)
-    sizes = []
-    for tensor in tensors:
-        scales = unit_scales(tensor.kind) if isinstance(tensor.kind, PartFactors) else None
-        if scales is not None and not tensor.kind.owner:
-            continue  # units are counted once, not in each of their tensors
-        found = sizes_of(tensor, tensors)
-        sizes += [] if found is None else [found.detach().double().cpu()]
-    if not sizes:
-        return 0.0
-    every = torch.cat(sizes).sort(descending=True).values
-    kept = max(round(keep * len(every)), 1)
-    return float(every[kept]) if kept < len(every) else 0.0
-
-
-def _fold(task: Task, plan: _Plan) -> tuple[FoldResult, str]:
-    """Folded as asked for; if that would change the outputs too much, only what is exactly idle."""
-    factor = plan.method != "sparse"
-    with suppress(ControlError):
-        return fold(task, tolerance=plan.tolerance, factor=factor), ""
-    exact = fold(task, tolerance=0.0, factor=factor)
-    return exact, "Folding to the given tolerance would have changed the outputs too much; only exact zeros were cut."
