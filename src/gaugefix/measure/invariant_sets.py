@@ -54,7 +54,7 @@ class InvariantSet:
         if f"{self.layer_in}.bias" in params:
             slices.insert(1, Slice(f"{self.layer_in}.bias", 0, index, "write"))
         v, name, kind = self._vector(size)
-        return Mirror(f"{self.layer_in}: {name}", tuple(slices), 0, v, kind)  # type: ignore[arg-type]
+        return Mirror(f"{self.layer_in}: {name}", tuple(slices), 0, v, kind)
 
     def _unit(self, size: int, *units: int) -> None:
         for j in units:
