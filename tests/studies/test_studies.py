@@ -15,7 +15,7 @@ from gaugefix.studies.runner import run_claim
 LONG = {  # "id claim" of claims that take more than a few seconds
     f"2308.06671 {claim}" for claim in ("stationary-law", "distribution", "collapse", "collapse-rate")
 }
-LONG |= {f"forecast {claim}" for claim in ("drives", "certificate", "rank")}
+LONG |= {f"forecast {claim}" for claim in ("drives", "saturation", "splitting", "certificate", "rank")}
 LONG |= {f"2210.01212 {claim}" for claim in ("lasso", "support", "sign-trap", "decoupled-decay")}
 LONG |= {"2210.01212 network-zeros", "2210.01212 subgradient", "2309.16932 constraints"}
 LONG |= {f"2510.00504 {claim}" for claim in ("exponent", "linear-dynamics", "network-dynamics")}
