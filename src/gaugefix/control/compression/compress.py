@@ -97,7 +97,7 @@ def compress(
 
     Example:
         >>> from gaugefix import load_task
-        >>> done = compress(load_task("digits-mlp"), "units", 0.02, epochs=60, pretrain=20)
+        >>> done = compress(load_task("digits-mlp"), "units", 0.02, keep=0.5, epochs=40, pretrain=20)
         >>> [s.name for s in done.stages]
         ['before', 'constrained', 'cut', 'folded', 'refitted']
         >>> done.parameters[1] < done.parameters[0]
