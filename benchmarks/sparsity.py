@@ -3,15 +3,19 @@
 Every method has the same passes over the data, is cut to 10, 5 or 2 % of the weights by global magnitude and trained
 on with the cut weights held at zero; five seeds, whose standard error is in the notes. Digits: an MLP 64-128-128-10,
 40 + 20 passes. MNIST: an MLP 784-300-100-10 on 2000 images, 8 + 4 passes. CIFAR-10: three convolutions on 1500 images,
-8 + 4 passes. On digits the targets are the best rows of a first comparison (97.96, 97.04 and 95.00 % right, two
-seeds), elsewhere the best baseline of the same run.
+8 + 4 passes. The targets on digits are the best rows of a first comparison (97.96, 97.04 and 95.00 % right, two seeds),
+elsewhere those of the best refit that is not `impose.Thin`.
 
-The usual refit is one cut, then Adam or SGD as in training. The other one, "in stages", is SGD with three times the
-learning rate of training and a cut that tightens over its first half (`impose.Thin`); it helps every method at 2 %, so
-baselines have it too, in rows of their own. "Factors, warm" are half of the passes plain and half with `impose.sparse`
-on the trained weights and ten times the learning rate for the factors, since a weight u·v moves with lr·(u² + v²).
-Strength and both rates were chosen by cross-validation within the training data of digits, once for all sizes, and are
-the same on the other problems. Runs that are done are kept in ``build/benchmarks``; delete it to start over.
+The usual refit is one cut, then Adam or SGD as in training. "In stages" is `impose.Thin`: SGD with three times the
+learning rate of training, and a cut that tightens over the first half. "Factors, warm" are half of the passes plain and
+half with `impose.sparse` on the trained weights and ten times the learning rate for the factors, since a weight u·v
+moves with lr·(u² + v²). Strength and both rates were chosen by cross-validation within the training data of digits with
+factors, once for all sizes, and are the same for all methods and problems. Runs that are done are kept in
+``build/benchmarks``; delete it to start over.
+
+What to read off: the stages do most of the work, whatever the training before. With them the three trainings differ
+little; at 10 % penalties of either kind cost some accuracy and miss the target that plain training meets. With
+one cut, the usual way, factors are as good as the subgradient at 10 and 5 % and better at 2 %.
 """
 
 from __future__ import annotations
@@ -44,15 +48,15 @@ from gaugefix.sweep import CellResult, sweep
 SEEDS = range(5)
 KEEP = (0.1, 0.05, 0.02)
 BEST = {0.1: 100 - 97.96, 0.05: 100 - 97.04, 0.02: 100 - 95.00}
-OURS = "factors, warm"
+OURS, STAGES = "factors, warm", "in stages"
 #: name -> training, refits
 METHODS: dict[str, tuple[Step, tuple[str, ...]]] = {
     "dense Adam": (adam, ("Adam",)),
-    "dense SGD": (sgd, ("SGD", "in stages")),
+    "dense SGD": (sgd, ("SGD", STAGES)),
     "half the passes, SGD": (half(sgd), ("gradual, SGD",)),
-    "L1 subgradient": (subgradient(3e-4), ("SGD", "in stages")),
+    "L1 subgradient": (subgradient(3e-4), ("SGD", STAGES)),
     "L1 subgradient, refit as before": (subgradient(3e-4), ("Adam",)),
-    OURS: (factors(STRENGTH, rate=FACTOR_RATE), ("SGD", "in stages")),
+    OURS: (factors(STRENGTH, rate=FACTOR_RATE), ("SGD", STAGES)),
 }
 _FEW = ("dense SGD", "half the passes, SGD", "L1 subgradient", OURS)
 
@@ -92,12 +96,11 @@ def _table(name: str, problem: Problem) -> list[Row]:
     out = []
     for (method, refit), (before, after) in found.items():
         for k, keep in enumerate(KEEP):
-            best = min(errors[k].mean() for (other, _), (_, errors) in found.items() if other != OURS)
+            best = min(errors[k].mean() for (_, other), (_, errors) in found.items() if other != STAGES)
             target = BEST[keep] if name == "digits" else best
             note = f"± {standard_error(after[k]):.2f} standard error; before the refit {before[k].mean():.1f}"
             label = f"{name}, {method}, refit {refit}, {keep:.0%} kept: test error"
-            ours = (method, refit) == (OURS, "in stages")
-            out.append(Row(label, float(after[k].mean()), "%", target if ours else None, len(SEEDS), note))
+            out.append(Row(label, float(after[k].mean()), "%", target if refit == STAGES else None, len(SEEDS), note))
     return out
 
 
