@@ -127,12 +127,15 @@ def compress(
     if weights is not None:
         task = _with_weights(task, weights, target)
     before = pretrain if pretrain is not None else 0 if weights is not None else task.epochs
-    if kept_in is not None and kept_in.exists() and not restart and not quiet:
-        typer.echo(f"Going on from {kept_in.absolute()}", err=True)
+    goes_on = kept_in is not None and kept_in.exists() and not restart and not quiet
     with Stages(shown=not quiet) as stages:
         bars: dict[str, Any] = {}
 
         def progress(phase: str, done: int, total: int, note: str) -> None:
+            nonlocal goes_on
+            if goes_on and kept_in is not None:  # the checkpoint has been read and fits
+                typer.echo(f"Going on from {kept_in.absolute()}", err=True)
+                goes_on = False
             if total:
                 bars.setdefault(phase, stages.follow(phase.capitalize()))(done, total, note)
 
