@@ -12,7 +12,15 @@ from rich.table import Table
 import benchmarks
 from benchmarks.harness import Row, save
 
-_NO_BENCHMARK = {"__main__", "decayed_classes", "forecast_problems", "harness", "problems", "pruning_problems"}
+_NO_BENCHMARK = {
+    "__main__",
+    "decayed_classes",
+    "forecast_problems",
+    "harness",
+    "pruning_methods",
+    "problems",
+    "pruning_problems",
+}
 
 
 def main(wanted: list[str]) -> int:
