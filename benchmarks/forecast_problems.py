@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gaugefix import Task
-from gaugefix.studies.ghosts_and_drives import RowAttention
+from gaugefix.studies.resting_layers import RowAttention
 
 WINDOWS = 48  # of 33 symbols, for the language model
 Data = tuple[Tensor, Tensor]
