@@ -98,7 +98,7 @@ def test_a_wrong_rate_of_a_ghost_is_found_out(monkeypatch):
     def without_decay(task):
         return [type("Wrong", (), {"rate": c.kappa}) for c in right(task)]
 
-    right = own._classes
-    monkeypatch.setattr(own, "_classes", without_decay)
+    right = own.forecast_classes
+    monkeypatch.setattr(own, "forecast_classes", without_decay)
     claim = next(c for c in own.ghosts_and_drives.claims if c.name == "growth-rate")
     assert not run_claim(claim, Setting((0,))).passed
