@@ -36,12 +36,18 @@ LONG |= {"2105.09557 noise-and-loss", "2107.11774 maximum", "2107.11774 slow-esc
 LONG |= {"2303.13093 digits", "2303.13093 moments", "2105.07222 variance", "2105.07222 signal-to-noise"}
 LONG |= {"2502.05300 reduction", "2502.05300 capacity", "2502.05300 class-collapse"}
 
+#: "id claim" of claims that do not hold, and why
+FAILS = {"forecast saturation": "the ReLU layer of seed 2 rests at κ = 1.18 λ, where it still wants a unit"}
+
 CLAIMS = [
     pytest.param(
         paper.id,
         claim,
         id=f"{paper.id} {claim.name}",
-        marks=[pytest.mark.slow] * (f"{paper.id} {claim.name}" in LONG),
+        marks=[
+            *[pytest.mark.slow] * (f"{paper.id} {claim.name}" in LONG),
+            *[pytest.mark.xfail(reason=FAILS[key]) for key in FAILS if key == f"{paper.id} {claim.name}"],
+        ],
     )
     for paper in (*papers(), *constructions())
     if paper.study

@@ -2,7 +2,7 @@
 
 A neuron is the row x_i of all its parameters. Because the loss does not care which neuron comes first, one step of
 gradient descent is one map applied to all neurons. Its slope between two of them is 1 − lr·R_ij with
-R_ij = (g_i − g_j)·(x_i − x_j)/‖x_i − x_j‖², and |R_ij| is at most K, the largest curvature of the loss. So below
+R_ij = (g_i − g_j)·(x_i − x_j)/‖x_i − x_j‖², and its size is at most K, the largest curvature of the loss. So below
 lr = 1/K the map is one to one, half of the learning rate at which training becomes unstable; above it, two neurons may
 pass through each other, and only then may they become one.
 
