@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from gaugefix.symmetry import Mirror, Slice
 
 
 @dataclass(frozen=True)
-class InvariantSet:
+class InvariantSet(ABC):
     """The plane of a reflection of the units between two layers.
 
     Attributes:
@@ -23,9 +24,9 @@ class InvariantSet:
     layer_in: str
     layer_out: str
 
+    @abstractmethod
     def _vector(self, size: int) -> tuple[np.ndarray, str, str]:
         """Direction over the units, name and kind of the mirror."""
-        raise NotImplementedError
 
     def mirror(self, model: nn.Module) -> Mirror:
         """The reflection, as `gaugefix.find_symmetries` would give it. That it is a symmetry is not checked here.
@@ -97,7 +98,7 @@ class TiedNeurons(InvariantSet):
     def _vector(self, size: int) -> tuple[np.ndarray, str, str]:
         self._unit(size, self.i, self.j)
         if self.i == self.j:
-            raise MeasurementError("TiedNeurons needs two different units.")
+            raise MeasurementError(f"TiedNeurons needs two different units, got i = j = {self.i}.")
         return (np.eye(size)[self.i] - np.eye(size)[self.j]) / np.sqrt(2), f"{self.i} = {self.j}", "swap"
 
 

@@ -87,9 +87,7 @@ class Lowering:
         live = set(self.graph.params.values())
         for op in self.graph.ops:
             self._place = op.place
-            if op.outputs and all(
-                0 in v.shape for v in op.outputs
-            ):  # the rest of a part that is everything: no entries, no data
+            if op.outputs and all(0 in v.shape for v in op.outputs):  # no entries: what a full slice leaves
                 for v in op.outputs:
                     v.kind = "const"
                 continue
