@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import nn
 
 from gaugefix.control.compression.constrain import Method
 from gaugefix.control.folding import FoldedClass
-from gaugefix.control.folding.reload import Changes, save_folded
+from gaugefix.control.folding.records import SmallerModel
+from gaugefix.control.folding.reload import Changes
 from gaugefix.control.impose import CollapsedTensor
 from gaugefix.measure import Record
 
@@ -34,7 +34,7 @@ class Stage(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class CompressionResult(Record):
+class CompressionResult(SmallerModel):
     """A smaller model, and what was given up for it.
 
     Attributes:
@@ -80,25 +80,6 @@ class CompressionResult(Record):
     losses: dict[str, tuple[float, ...]]
     notes: tuple[str, ...]
     changes: Changes
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain data for JSON, without the model.
-
-        Returns:
-            One key per field.
-        """
-        return {k: v for k, v in super().to_dict().items() if k != "model"}
-
-    def save(self, path: Path | str) -> Path:
-        """Write parameters and buffers as safetensors, for `gaugefix.control.load_folded` or any reader of that format.
-
-        Args:
-            path: of the file.
-
-        Returns:
-            The absolute path.
-        """
-        return save_folded(self.model, self.changes, path)
 
     def __str__(self) -> str:
         """A table and a few lines for people."""

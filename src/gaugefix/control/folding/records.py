@@ -89,8 +89,39 @@ class Refit(Record):
     after: float
 
 
+class SmallerModel(Record):
+    """What results with a smaller, plain model share: JSON without it, and its weights as a file.
+
+    Attributes:
+        model: the module.
+        changes: how its modules differ from those of the original, for `load_folded`.
+    """
+
+    model: nn.Module
+    changes: Changes
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data for JSON, without the model.
+
+        Returns:
+            One key per field.
+        """
+        return {k: v for k, v in super().to_dict().items() if k != "model"}
+
+    def save(self, path: Path | str) -> Path:
+        """Write parameters and buffers as safetensors, for `load_folded` or any reader of that format.
+
+        Args:
+            path: of the file.
+
+        Returns:
+            The absolute path.
+        """
+        return save_folded(self.model, self.changes, path)
+
+
 @dataclass(frozen=True, eq=False)
-class FoldResult(Record):
+class FoldResult(SmallerModel):
     """A smaller model and what it cost.
 
     Attributes:
@@ -122,25 +153,6 @@ class FoldResult(Record):
     speedup: float
     refit: Refit | None = None
     changes: Changes = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain data for JSON, without the model.
-
-        Returns:
-            One key per field.
-        """
-        return {k: v for k, v in super().to_dict().items() if k != "model"}
-
-    def save(self, path: Path | str) -> Path:
-        """Write parameters and buffers as safetensors, for `load_folded` or any reader of that format.
-
-        Args:
-            path: of the file.
-
-        Returns:
-            The absolute path.
-        """
-        return save_folded(self.model, self.changes, path)
 
     def __str__(self) -> str:
         """A few lines for people."""
