@@ -2,7 +2,8 @@
 
 Torch-Pruning (dependency graph of channels) and rebasin (permutations for weight matching) run with the interpreter
 named by the environment variable GAUGEFIX_PEERS, each in a process of its own with a limit of time; without it their
-rows are left out. What they count is not the same: they know permutations of channels only.
+rows are left out. What they count is not the same: they know permutations of channels only. The first export of a
+process loads torch's compiler, about two seconds, which those models pay here whose library has not loaded it already.
 """
 
 from __future__ import annotations

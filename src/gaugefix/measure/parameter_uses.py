@@ -143,7 +143,8 @@ def _broadcast(param: Tensor, node: Node, i: int, transposed: bool, _: _Consumer
         raise UnknownUseError("transposed or scaled")
 
     def build(delta: Tensor, n: int, layout: int) -> Formed:
-        return Formed(_reduced(delta * factor, param.shape, n, layout))
+        scaled = delta if isinstance(factor, float) and factor == 1 else delta * factor
+        return Formed(_reduced(scaled, param.shape, n, layout))
 
     return Use(node, build, formed=True)
 

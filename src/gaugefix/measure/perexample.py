@@ -34,6 +34,7 @@ class Moments:
     squares: dict[str, list[Tensor]] = field(default_factory=dict)
     diagonal: dict[str, Tensor] | None = None
     methods: list[str] = field(default_factory=list)
+    _own: set[str] = field(default_factory=set)  # totals made here, which may grow in place
 
     def add(self, name: str, total: Tensor, squares: Tensor, diagonal: Tensor | None = None) -> None:
         """Add one batch.
@@ -44,7 +45,13 @@ class Moments:
             squares: ``(batch,)`` squared norms.
             diagonal: sum of the squared entries, if wanted.
         """
-        self.total[name] = self.total[name] + total if name in self.total else total
+        if name in self._own:
+            self.total[name] += total
+        elif name in self.total:
+            self.total[name] = self.total[name] + total
+            self._own.add(name)
+        else:
+            self.total[name] = total
         self.squares.setdefault(name, []).append(squares)
         if self.diagonal is not None and diagonal is not None:
             self.diagonal[name] = self.diagonal.get(name, 0) + diagonal.reshape(total.shape)

@@ -100,7 +100,7 @@ def squares(pieces: Sequence[Piece], visit: Callable[[Tensor], None] | None = No
     for rows in _form(outer):
         if visit is not None:
             visit(rows)
-        found.append(torch.linalg.vecdot(rows, rows))
+        found.append(_squared(rows))
     return torch.cat(found)
 
 

@@ -144,6 +144,16 @@ def test_without_strength_nothing_dies_and_the_function_is_kept():
     assert [s.name for s in done.stages][-1] == "folded"
 
 
+def test_keep_leaves_products_to_the_gap_and_says_so():
+    from dataclasses import replace
+
+    deep = nn.Sequential(nn.Linear(6, 8, bias=False), nn.Linear(8, 3))
+    done = compress(replace(problem(), model=deep), "rank", 0.01, epochs=2, pretrain=0, refit=0, keep=0.5)
+    assert any("keep is about matrices alone" in note for note in done.notes)
+    matrices = compress(problem(), "rank", 0.01, epochs=2, pretrain=0, refit=0, keep=0.5)
+    assert not any("keep is about" in note for note in matrices.notes)
+
+
 def test_a_run_that_is_too_short_says_so():
     done = compress(problem(), "units", 1e-4, epochs=2, refit=0)
     assert any("Train longer" in note for note in done.notes)

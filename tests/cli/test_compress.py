@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from tests.cli.conftest import Run
 
 import gaugefix
-from gaugefix import cli
 
 TASK_FILE = """
 import time
@@ -56,31 +56,14 @@ def make_untrained():
     from dataclasses import replace
     return replace(make(), epochs=0)
 """
-SLOW = ("compress", "compress_task:make_slow", "--units", "0.02", "--epochs", "25", "--pretrain", "5", "--refit", "5")
+SLOW = ("compress", "my_task:make_slow", "--units", "0.02", "--epochs", "25", "--pretrain", "5", "--refit", "5")
+
+pytestmark = pytest.mark.usefixtures("folder")
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a user's own task file, as the current folder."""
-    (tmp_path / "compress_task.py").write_text(TASK_FILE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return tmp_path
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Exit code of the console script."""
-    monkeypatch.setattr("sys.argv", ["gaugefix", *arguments])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    return int(left.value.code or 0)
-
-
-def test_a_table_the_weights_and_a_page(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_table_the_weights_and_a_page(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("--units", "0.02", "--epochs", "30", "--keep", "0.5", "--out", "small.safetensors", "--html", "p.html")
-    assert run(monkeypatch, "compress", "compress_task:make", *arguments) == 0
+    assert run("compress", "my_task:make", *arguments) == 0
     shown = capsys.readouterr()
     assert "refitted" in shown.out
     assert "small.safetensors" in shown.out
@@ -93,13 +76,13 @@ def test_a_table_the_weights_and_a_page(
     assert sorted(p.name for p in folder.iterdir() if p.suffix in {".safetensors", ".html"}) == [
         "p.html", "small.safetensors",
     ]  # fmt: skip
-    assert run(monkeypatch, "fold", "compress_task:make", "--weights", "small.safetensors", "--tolerance", "0") == 0
+    assert run("fold", "my_task:make", "--weights", "small.safetensors", "--tolerance", "0") == 0
     assert "error" in capsys.readouterr().out
 
 
-def test_json_is_alone_on_standard_output(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_alone_on_standard_output(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("--sparse", "0.01", "--epochs", "2", "--pretrain", "0", "--refit", "0", "--json", "-q")
-    assert run(monkeypatch, "compress", "compress_task:make", *arguments) == 0
+    assert run("compress", "my_task:make", *arguments) == 0
     shown = capsys.readouterr()
     data = json.loads(shown.out)
     assert data["method"] == "sparse"
@@ -126,13 +109,13 @@ def test_one_line_exit_code_2_and_nothing_written(
     folder: Path,
     arguments: tuple[str, ...],
     message: str,
-    monkeypatch: pytest.MonkeyPatch,
+    run: Run,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = {p: p.read_bytes() for p in folder.iterdir() if p.is_file()}
     if "--out" not in arguments:
         arguments = (*arguments, "--out", "small.safetensors")
-    assert run(monkeypatch, "compress", "compress_task:make", "--epochs", "1", *arguments) == 2
+    assert run("compress", "my_task:make", "--epochs", "1", *arguments) == 2
     shown = capsys.readouterr()
     assert message in shown.err
     assert len(shown.err.strip().splitlines()) == 1
@@ -140,10 +123,8 @@ def test_one_line_exit_code_2_and_nothing_written(
     assert {p: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
 
 
-def test_a_task_without_passes_asks_for_them(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(monkeypatch, "compress", "compress_task:make_untrained", "--units", "0.1") == 2
+def test_a_task_without_passes_asks_for_them(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("compress", "my_task:make_untrained", "--units", "0.1") == 2
     assert "epochs must be an integer >= 1, got 0. The task 'mine <i>' says 0." in capsys.readouterr().err
 
 
@@ -177,7 +158,7 @@ def stop(process: subprocess.Popen[bytes], checkpoint: Path, number: int, wait: 
         process.kill()
 
 
-def test_ctrl_c_loses_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_loses_nothing(folder: Path, run: Run) -> None:
     """Interrupted, and gone on with in another process: the same bits."""
     checkpoint = folder / "small.checkpoint.safetensors"
     process = start(folder)
@@ -186,14 +167,14 @@ def test_ctrl_c_loses_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert b"goes on from" in err
     assert b"Traceback" not in out + err
     assert not (folder / "small.safetensors").exists()
-    assert run(monkeypatch, *SLOW, "--out", "small.safetensors", "-q") == 0
-    assert run(monkeypatch, *SLOW, "--out", "whole.safetensors", "-q") == 0
+    assert run(*SLOW, "--out", "small.safetensors", "-q") == 0
+    assert run(*SLOW, "--out", "whole.safetensors", "-q") == 0
     assert (folder / "small.safetensors").read_bytes() == (folder / "whole.safetensors").read_bytes()
     assert not checkpoint.exists()
 
 
 @pytest.mark.slow
-def test_kill_loses_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kill_loses_nothing(folder: Path, run: Run) -> None:
     """kill -9 again and again, with a checkpoint after every step so that it hits a write; in the end the same bits."""
     checkpoint = folder / "small.checkpoint.safetensors"
     for wait in (0.2, 0.31, 0.15):
@@ -201,7 +182,7 @@ def test_kill_loses_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
         stop(process, checkpoint, signal.SIGKILL, wait)
         assert process.returncode == -signal.SIGKILL
         assert not (folder / "small.safetensors").exists()
-    assert run(monkeypatch, *SLOW, "--out", "small.safetensors", "-q") == 0
-    assert run(monkeypatch, *SLOW, "--out", "whole.safetensors", "-q") == 0
+    assert run(*SLOW, "--out", "small.safetensors", "-q") == 0
+    assert run(*SLOW, "--out", "whole.safetensors", "-q") == 0
     assert (folder / "small.safetensors").read_bytes() == (folder / "whole.safetensors").read_bytes()
     assert list(folder.glob("*checkpoint*")) + list(folder.glob(".small*")) == []

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_model
+from tests.cli.conftest import Run
 from torch import nn
-
-from gaugefix import cli
 
 TASK_FILE = """
 import torch
@@ -31,71 +30,54 @@ def make(seed=0):
     return Task(model, loss, lambda: [(x, y)], lr=0.1, weight_decay=1e-3, batch_size=32, epochs=1, name="mine")
 """
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a user's own task file, as the current folder."""
-    (tmp_path / "change_task.py").write_text(TASK_FILE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return tmp_path
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Exit code of the console script."""
-    monkeypatch.setattr("sys.argv", ["gaugefix", *arguments])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    return int(left.value.code or 0)
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def test_fold_prints_what_went_and_writes_the_weights(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "fold", "change_task:make", "--tolerance", "0", "--out", "small.safetensors") == 0
+    assert run("fold", "my_task:make", "--tolerance", "0", "--out", "small.safetensors") == 0
     printed = capsys.readouterr().out
     assert "0: 6 -> 5 hidden (1 dead)" in printed
     assert "small.safetensors" in printed
     assert load_file(folder / "small.safetensors")["0.weight"].shape == (5, 4)
 
 
-def test_fold_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(monkeypatch, "fold", "change_task:make", "--epochs", "0", "--json") == 0
+def test_fold_as_json(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fold", "my_task:make", "--epochs", "0", "--json") == 0
     data = json.loads(capsys.readouterr().out)
     assert data["removed"][0]["after"] == 5
     assert "model" not in data
 
 
-def test_weights_are_read_from_a_file(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_weights_are_read_from_a_file(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     with torch.no_grad():
         net[2].weight[:, :4] = 0
     save_model(net, str(folder / "mine.safetensors"))
-    assert run(monkeypatch, "fold", "change_task:make", "--weights", "mine.safetensors", "--tolerance", "0") == 0
+    assert run("fold", "my_task:make", "--weights", "mine.safetensors", "--tolerance", "0") == 0
     assert "6 -> 2 hidden" in capsys.readouterr().out
     save_model(nn.Linear(2, 2), str(folder / "other.safetensors"))
-    assert run(monkeypatch, "fold", "change_task:make", "--weights", "other.safetensors") == 2
-    assert "these are no weights for 'change_task:make'" in " ".join(capsys.readouterr().err.split())
+    assert run("fold", "my_task:make", "--weights", "other.safetensors") == 2
+    assert "these are no weights for 'my_task:make'" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("to", ["norm", "noise"])
-def test_rebalance(folder: Path, to: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(monkeypatch, "rebalance", "change_task:make", "--to", to, "--out", "balanced.safetensors") == 0
+def test_rebalance(folder: Path, to: str, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("rebalance", "my_task:make", "--to", to, "--out", "balanced.safetensors") == 0
     assert "squared norm" in capsys.readouterr().out
     assert load_file(folder / "balanced.safetensors")["0.weight"].shape == (6, 4)
-    assert run(monkeypatch, "rebalance", "change_task:make", "--json") == 0
+    assert run("rebalance", "my_task:make", "--json") == 0
     assert json.loads(capsys.readouterr().out)["converged"]
 
 
-def test_align(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("align", "change_task:make", "change_task:make", "--epochs", "2")
-    assert run(monkeypatch, *arguments, "--out", "aligned.safetensors") == 0
+def test_align(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("align", "my_task:make", "my_task:make", "--epochs", "2")
+    assert run(*arguments, "--out", "aligned.safetensors") == 0
     printed = capsys.readouterr().out
     assert "loss barrier" in printed
     assert (folder / "aligned.safetensors").is_file()
-    assert run(monkeypatch, *arguments, "--json") == 0
+    assert run(*arguments, "--json") == 0
     data = json.loads(capsys.readouterr().out)
     assert data["distance"][1] < data["distance"][0]
     assert len(data["barrier"]) == 2

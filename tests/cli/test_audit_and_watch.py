@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.cli.conftest import Run
 
 import gaugefix
-from gaugefix import cli
 
 TASK_FILE = """
 import torch
@@ -54,17 +54,6 @@ def make_long():
 """
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a user's own task file, as the current folder."""
-    (tmp_path / "my_task.py").write_text(TASK_FILE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "my_task", raising=False)
-    monkeypatch.setenv("COLUMNS", "100")
-    return tmp_path
-
-
 def write_log(path: Path) -> None:
     """The log of a run in which one unit died; the run goes on."""
     lines: list[dict[str, object]] = [
@@ -77,48 +66,34 @@ def write_log(path: Path) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    """The console script in this process; its exit code."""
-    monkeypatch.setattr(sys, "argv", ["gaugefix", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    return 0 if stop.value.code is None else int(stop.value.code)
-
-
 class TestAudit:
-    def test_tables_and_files(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert run("audit", "my_task:make", "--quiet", monkeypatch=monkeypatch) == 0
+    def test_tables_and_files(self, folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("audit", "my_task:make", "--quiet") == 0
         out, err = capsys.readouterr()
         assert out.index("Audit of mine") < out.index("What to do next") < out.index("audit.html")
         assert err == ""
         assert (folder / "audit.html").read_text().startswith("<!doctype html>")
         assert json.loads((folder / "audit.json").read_text())["task"]["epochs"] == 2
 
-    def test_the_log_of_a_run(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_the_log_of_a_run(self, folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         event = {"step": 4, "kind": "unit died", "where": "0", "value": 0.1, "message": "M.", "units": [1]}
         (folder / "run.jsonl").write_text(json.dumps({"type": "event", **event}) + "\n")
         arguments = ("audit", "my_task:make", "--no-train", "--json", "-q", "--log")
-        assert run(*arguments, "run.jsonl", monkeypatch=monkeypatch) == 0
+        assert run(*arguments, "run.jsonl") == 0
         assert json.loads(capsys.readouterr().out)["run"]["events"] == [event]
-        assert run(*arguments, "none.jsonl", monkeypatch=monkeypatch) == 2
+        assert run(*arguments, "none.jsonl") == 2
         assert "Cannot read none.jsonl" in capsys.readouterr().err
 
-    def test_json_is_alone_on_standard_output(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert run("audit", "my_task:make", "--json", "--epochs", "1", monkeypatch=monkeypatch) == 0
+    def test_json_is_alone_on_standard_output(self, folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("audit", "my_task:make", "--json", "--epochs", "1") == 0
         out, err = capsys.readouterr()
         assert json.loads(out)["task"]["epochs"] == 1
         assert "Training" in err
         assert not list(folder.glob("audit.*"))
 
-    def test_where_files_go(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_where_files_go(self, folder: Path, run: Run) -> None:
         arguments = ("audit", "my_task:make", "-q", "--no-train", "--out", "results/one", "--html", "page.html")
-        assert run(*arguments, monkeypatch=monkeypatch) == 0
+        assert run(*arguments) == 0
         assert (folder / "page.html").is_file()
         assert json.loads((folder / "results" / "one" / "audit.json").read_text())["task"]["epochs"] == 0
         assert not (folder / "results" / "one" / "audit.html").exists()
@@ -127,23 +102,21 @@ class TestAudit:
         ("target", "options", "code"),
         [("make_dead", (), 0), ("make_dead", ("--strict",), 1), ("make", ("--strict",), 0)],
     )
-    def test_strict(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, target: str, options: tuple[str, ...], code: int
-    ) -> None:
+    def test_strict(self, folder: Path, run: Run, target: str, options: tuple[str, ...], code: int) -> None:
         arguments = ("audit", f"my_task:{target}", "-q", "--no-train", *options)
-        assert run(*arguments, monkeypatch=monkeypatch) == code
+        assert run(*arguments) == code
         assert (folder / "audit.json").is_file()  # a finding is no reason to write less
 
     @pytest.mark.parametrize("command", [("audit", "my_task:make_long"), ("reproduce", "2309.16932")])
     def test_a_folder_that_cannot_be_written_is_known_before_the_work(
         self,
         folder: Path,
-        monkeypatch: pytest.MonkeyPatch,
+        run: Run,
         capsys: pytest.CaptureFixture[str],
         command: tuple[str, ...],
     ) -> None:
         (folder / "file").write_text("")
-        assert run(*command, "--out", "file", monkeypatch=monkeypatch) == 2
+        assert run(*command, "--out", "file") == 2
         out, err = capsys.readouterr()
         assert out == ""
         assert "Choose another folder." in err
@@ -169,12 +142,12 @@ class TestUserErrors:
     def test_one_line_and_exit_code_2(
         self,
         folder: Path,
-        monkeypatch: pytest.MonkeyPatch,
+        run: Run,
         capsys: pytest.CaptureFixture[str],
         arguments: tuple[str, ...],
         message: str,
     ) -> None:
-        assert run(*arguments, monkeypatch=monkeypatch) == 2
+        assert run(*arguments) == 2
         out, err = capsys.readouterr()
         assert out == ""
         assert err.startswith("error: ")
@@ -193,54 +166,46 @@ class TestUserErrors:
             ("unknown",),
         ],
     )
-    def test_usage(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
-    ) -> None:
-        assert run(*arguments, monkeypatch=monkeypatch) == 2
+    def test_usage(self, run: Run, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
+        assert run(*arguments) == 2
         assert "Traceback" not in capsys.readouterr().err
 
-    def test_names_are_not_read_as_markup(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert run("audit", "[/red]", monkeypatch=monkeypatch) == 2
+    def test_names_are_not_read_as_markup(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("audit", "[/red]") == 2
         assert "'[/red]'" in capsys.readouterr().err
 
 
 class TestOtherCommands:
-    def test_symmetries(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert run("symmetries", "my_task:make", monkeypatch=monkeypatch) == 0
+    def test_symmetries(self, folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("symmetries", "my_task:make") == 0
         assert "6 flat directions of 51 parameters" in capsys.readouterr().out
-        assert run("symmetries", "my_task:make", "--json", monkeypatch=monkeypatch) == 0
+        assert run("symmetries", "my_task:make", "--json") == 0
         assert json.loads(capsys.readouterr().out)["flat_dim"] == 6
 
     def test_symmetries_of_the_structure_with_a_page(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self, folder: Path, run: Run, capsys: pytest.CaptureFixture[str]
     ) -> None:
         arguments = ("symmetries", "my_task:make", "--meta", "--strict", "--html", "out/page.html")
-        assert run(*arguments, monkeypatch=monkeypatch) == 0
+        assert run(*arguments) == 0
         out = capsys.readouterr().out
         assert "no: structure only, on the meta device" in out
         assert str(folder / "out" / "page.html") in out.replace("\n", "")
         assert "6 directions of 51 parameters" in (folder / "out" / "page.html").read_text()
 
-    def test_symmetries_complete(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert run("symmetries", "my_task:make", "--complete", monkeypatch=monkeypatch) == 0
+    def test_symmetries_complete(self, folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("symmetries", "my_task:make", "--complete") == 0
         assert "explains 6 of 6 flat directions" in capsys.readouterr().out
 
-    def test_papers(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        assert run("papers", "--json", monkeypatch=monkeypatch) == 0
+    def test_papers(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("papers", "--json") == 0
         known = json.loads(capsys.readouterr().out)
         assert len(known) == 45
         assert all(list(p) == ["id", "title", "status", "claims"] for p in known)
-        assert run("papers", monkeypatch=monkeypatch) == 0
+        assert run("papers") == 0
         assert "2309.16932" in capsys.readouterr().out
 
-    def test_cite(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        assert run("cite", "2309.16932", monkeypatch=monkeypatch) == 0
+    def test_cite(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("cite", "2309.16932") == 0
         assert capsys.readouterr().out.startswith("@")
 
     @pytest.mark.parametrize(
@@ -248,6 +213,7 @@ class TestOtherCommands:
     )
     def test_reproduce(
         self,
+        run: Run,
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
         passed: bool,
@@ -270,19 +236,17 @@ class TestOtherCommands:
             return Result()
 
         monkeypatch.setattr("gaugefix.studies.reproduce", fake)
-        assert run("reproduce", "2309.16932", "--seeds", "5", "--json", *options, monkeypatch=monkeypatch) == code
+        assert run("reproduce", "2309.16932", "--seeds", "5", "--json", *options) == code
         assert json.loads(capsys.readouterr().out) == {"worst": None}
         assert (asked["paper"], asked["seeds"], asked["full"], asked["out"]) == ("2309.16932", 5, False, None)
 
-    def test_watch_once(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_watch_once(self, folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         write_log(folder / "run.jsonl")
-        assert run("watch", "run.jsonl", "--once", monkeypatch=monkeypatch) == 0
+        assert run("watch", "run.jsonl", "--once") == 0
         out = capsys.readouterr().out
         assert "7/8" in out
         assert "unit 3 of 0 died" in out
-        assert run("watch", "run.jsonl", "--json", monkeypatch=monkeypatch) == 0
+        assert run("watch", "run.jsonl", "--json") == 0
         state = json.loads(capsys.readouterr().out)
         assert (state["step"], state["finished"], state["values"]["0/live"]) == (50, False, 7)
         assert state["advice"][0]["finding"] == "1 of 8 units of 0 died during the run."
@@ -291,6 +255,7 @@ class TestOtherCommands:
     def test_watch_leaves_with_the_run(
         self,
         folder: Path,
+        run: Run,
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
         severity: str,
@@ -305,24 +270,22 @@ class TestOtherCommands:
                 file.write(json.dumps({"type": "summary", "advice": [advice]}) + "\n")
 
         monkeypatch.setattr("gaugefix.report.run_console.time.sleep", sleep)
-        assert run("watch", "run.jsonl", "--seconds", "0.5", "--strict", monkeypatch=monkeypatch) == code
+        assert run("watch", "run.jsonl", "--seconds", "0.5", "--strict") == code
         assert "→ A." in capsys.readouterr().out
 
-    def test_version(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        assert run("--version", monkeypatch=monkeypatch) == 0
+    def test_version(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("--version") == 0
         assert capsys.readouterr().out == f"gaugefix {gaugefix.__version__}\n"
 
     @pytest.mark.parametrize("command", ["audit", "symmetries", "reproduce", "papers", "cite", "watch"])
-    def test_every_help_has_an_example(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
-    ) -> None:
-        assert run(command, "--help", monkeypatch=monkeypatch) == 0
+    def test_every_help_has_an_example(self, run: Run, capsys: pytest.CaptureFixture[str], command: str) -> None:
+        assert run(command, "--help") == 0
         assert f"Example: gaugefix {command}" in capsys.readouterr().out
 
     def test_no_command_shows_the_help(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        run(monkeypatch=monkeypatch)
+        run()
         shown = capsys.readouterr()
         assert "gaugefix audit digits-mlp" in shown.out + shown.err
 

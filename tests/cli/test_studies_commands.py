@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.cli.conftest import Run
 
-from gaugefix import cli
 from gaugefix.report.study_page import study_page
 from gaugefix.studies import Claim, Evidence, Paper, Setting, Study, Tolerance, batch, registry, reproduce_all
 from gaugefix.studies.runner import run_study
@@ -41,32 +41,25 @@ def studies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_STUDIES", known)
 
 
-def run(*args: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr("sys.argv", ["gaugefix", *args])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    return int(left.value.code or 0)
-
-
 def test_all_goes_on_where_it_was_interrupted(
-    studies: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    studies: None, tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = ("--out", str(tmp_path))
-    assert run("reproduce", "--all", *out, monkeypatch=monkeypatch) == 130
+    assert run("reproduce", "--all", *out) == 130
     assert MEASURED == ["2309.16932", "2408.15495"]
-    assert run("reproduce", "--all", *out, "--html", "--strict", monkeypatch=monkeypatch) == 1
+    assert run("reproduce", "--all", *out, "--html", "--strict") == 1
     assert MEASURED == ["2309.16932", "2408.15495", "2408.15495"]  # what passed is not measured again
     shown = capsys.readouterr().out
     assert "✓ 2309.16932 1 of 1" in " ".join(shown.split())
     assert "✗ 2408.15495 0 of 1" in " ".join(shown.split())
     assert "1 of 2 studies hold" in shown
     assert {p.name for p in tmp_path.glob("*.html")} == {"2309.16932.html", "2408.15495.html"}
-    assert run("reproduce", "--all", *out, monkeypatch=monkeypatch) == 0  # without --strict
+    assert run("reproduce", "--all", *out) == 0  # without --strict
 
 
-def test_all_as_json(studies: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_as_json(studies: None, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     MEASURED.append("2408.15495")
-    assert run("reproduce", "--all", "--json", "--seeds", "1", monkeypatch=monkeypatch) == 0
+    assert run("reproduce", "--all", "--json", "--seeds", "1") == 0
     found = json.loads(capsys.readouterr().out)
     assert [(s["id"], s["passed"], s["failed"]) for s in found] == [
         ("2309.16932", True, []),
@@ -82,10 +75,8 @@ def test_progress_names_study_and_claim(studies: None) -> None:
 
 
 @pytest.mark.parametrize("args", [(), ("2309.16932", "--all")])
-def test_one_paper_or_all(
-    args: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("reproduce", *args, monkeypatch=monkeypatch) == 2
+def test_one_paper_or_all(args: tuple[str, ...], run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("reproduce", *args) == 2
     assert "give one paper, or --all" in capsys.readouterr().err
 
 
