@@ -25,7 +25,7 @@ def log_axis(title: str, values: Iterable[float | None]) -> dict[str, Any]:
     """A logarithmic axis with few labels: 1, 2, 5 over a few decades, only powers of ten over many."""
     shown = [math.log10(v) for v in values if v is not None and v > SMALLEST]
     decades = max(shown, default=0.0) - min(shown, default=0.0)
-    step: float | str = max(1, round(decades / 5)) if decades > 3 else "D2" if decades > 0.7 else "D1"
+    step: float | str = max(1, round(decades / 5)) if decades > 2 else "D2" if decades > 0.7 else "D1"
     powers = {"tickformat": "", "exponentformat": "power"} if decades > 5 else {"tickformat": "~g"}
     return {"title": {"text": title}, "type": "log", "dtick": step, **powers}
 
