@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Row, compare
 from gaugefix.control import impose
+from gaugefix.studies.constraint_solvers import minimise
 
 GAP = 1e-9
 Solver = Callable[[], np.ndarray]
@@ -31,22 +32,6 @@ def rows() -> list[Row]:
 
 def _have(library: str) -> bool:
     return importlib.util.find_spec(library) is not None
-
-
-def _minimise(layer: nn.Module, loss: Callable[[], Tensor], iterations: int = 4000) -> None:
-    """L-BFGS on loss and penalty."""
-    solver = torch.optim.LBFGS(
-        layer.parameters(), max_iter=iterations, max_eval=10 * iterations, history_size=40,
-        line_search_fn="strong_wolfe", tolerance_grad=1e-12, tolerance_change=1e-16,
-    )  # fmt: skip
-
-    def closure() -> float:
-        solver.zero_grad()
-        value = loss() + impose.penalty(layer)
-        value.backward()
-        return float(value.detach())
-
-    solver.step(closure)
 
 
 def _linear(n_in: int, n_out: int = 1) -> nn.Linear:
@@ -113,7 +98,7 @@ def _lasso(ratio: float) -> list[Row]:
 
     def lbfgs() -> np.ndarray:
         layer = impose.sparse(_linear(d), "weight", strength=alpha)
-        _minimise(layer, lambda: loss(layer))
+        minimise(layer, lambda: loss(layer))
         return layer.weight.detach().numpy()[0]
 
     def adam() -> np.ndarray:
@@ -177,7 +162,7 @@ def _group_lasso() -> list[Row]:
 
     def ours() -> np.ndarray:
         layer = impose.group_sparse(_linear(groups * size), "weight", strength=alpha, groups=labels)
-        _minimise(layer, lambda: (layer(inputs)[:, 0] - outputs).square().sum() / (2 * n))
+        minimise(layer, lambda: (layer(inputs)[:, 0] - outputs).square().sum() / (2 * n))
         return layer.weight.detach().numpy()[0]
 
     return _judge(
@@ -214,7 +199,7 @@ def _nuclear() -> list[Row]:
 
     def ours() -> np.ndarray:
         layer = impose.low_rank(_linear(d, m), "weight", strength=strength)
-        _minimise(layer, lambda: (layer(x) - y).square().sum() / (2 * n))
+        minimise(layer, lambda: (layer(x) - y).square().sum() / (2 * n))
         return layer.weight.detach().numpy()
 
     def spectrum(w: np.ndarray) -> np.ndarray:
@@ -238,7 +223,7 @@ def _logistic() -> list[Row]:
 
     def ours() -> np.ndarray:
         layer = impose.sparse(_linear(x.shape[1]), "weight", strength=strength)
-        _minimise(layer, lambda: nn.functional.binary_cross_entropy_with_logits(layer(inputs)[:, 0], labels))
+        minimise(layer, lambda: nn.functional.binary_cross_entropy_with_logits(layer(inputs)[:, 0], labels))
         return layer.weight.detach().numpy()[0]
 
     def objective(w: np.ndarray) -> float:

@@ -75,20 +75,30 @@ def _train(x: np.ndarray, y: np.ndarray, strength: float, constrain: _Constrain,
     with torch.no_grad():
         layer.weight.copy_(torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(seed)))
     constrain(layer, strength)
+    minimise(layer, lambda: (layer(inputs) - outputs).square().sum() / (2 * len(x)))
+    weight: np.ndarray = layer.weight.detach().numpy()
+    return weight
+
+
+def minimise(layer: nn.Module, loss: Callable[[], Tensor]) -> None:
+    """L-BFGS on a loss and the penalty of the factors, to the precision of float64.
+
+    Args:
+        layer: with imposed constraints; its parameters move.
+        loss: of the layer as it is.
+    """
     solver = torch.optim.LBFGS(
-        layer.parameters(), max_iter=3000, history_size=40, line_search_fn="strong_wolfe",
-        tolerance_grad=1e-12, tolerance_change=1e-16,
+        layer.parameters(), max_iter=4000, max_eval=40_000, history_size=40,
+        line_search_fn="strong_wolfe", tolerance_grad=1e-12, tolerance_change=1e-16,
     )  # fmt: skip
 
     def closure() -> float:
         solver.zero_grad()
-        loss = (layer(inputs) - outputs).square().sum() / (2 * len(x)) + impose.penalty(layer)
-        loss.backward()
-        return float(loss.detach())
+        value = loss() + impose.penalty(layer)
+        value.backward()
+        return float(value.detach())
 
     solver.step(closure)
-    weight: np.ndarray = layer.weight.detach().numpy()
-    return weight
 
 
 def _shrink(z: np.ndarray, threshold: float) -> np.ndarray:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from gaugefix.control import impose
 from gaugefix.errors import StudyError
+from gaugefix.studies.constraint_solvers import minimise
 from gaugefix.studies.digits import digits, network, train_on_digits
 from gaugefix.studies.figures import draw_identity
 from gaugefix.studies.framework import Claim, Evidence, Setting, Tolerance, labels
@@ -32,6 +33,7 @@ from gaugefix.theory.redundant_factors import factor_decay
 SAMPLES, SIZE = 120, 15
 STRENGTHS = (0.05, 0.15, 0.5)
 ADAM_LR, STEPS = 0.03, 5000
+LOGISTIC_STRENGTHS = (0.01, 0.03)
 RATES = ((0.0, 0.0), (0.0, 0.06), (0.9, 0.0), (0.9, 0.06))  # momentum, gradient
 RATE_STRENGTH = 0.1
 NETWORK = (64, 64, 64, 10)
@@ -64,6 +66,14 @@ def l1_by_redundancy() -> tuple[Claim, ...]:
             Tolerance("Adam stops at a finite time; near zero the approach takes longest", absolute=1e-6),
             draw_identity,
             unit="coefficient",
+        ),
+        Claim(
+            "logistic",
+            "L1-penalised logistic regression ends at the objective of the solver that is made for it.",
+            logistic_objectives,
+            Tolerance("both solvers stop at a finite precision", absolute=1e-9),
+            draw_identity,
+            unit="objective",
         ),
         Claim(
             "decoupled-decay",
@@ -192,6 +202,39 @@ def decoupled_distance(setting: Setting) -> Evidence:
     found = _train(setting.seeds, strength, torch.optim.AdamW)
     distance = np.abs(found - solutions).max(axis=1) / np.abs(solutions).max(axis=1)
     return Evidence(np.array([0.05]), distance[:, None], ("AdamW",))
+
+
+def logistic_objectives(setting: Setting) -> Evidence:
+    """Breast cancer, 500 of the 569 rows, standardised, no intercept: mean cross-entropy + λ‖w‖₁; C = 1/(nλ)."""
+    from sklearn.datasets import load_breast_cancer
+    from sklearn.linear_model import LogisticRegression
+
+    data, diagnosis = load_breast_cancer(return_X_y=True)
+    predicted, measured = np.empty((2, len(setting.seeds), len(LOGISTIC_STRENGTHS)))
+    for row, seed in enumerate(setting.seeds):
+        some = np.random.default_rng(seed).permutation(len(data))[:500]
+        x, y = (data[some] - data[some].mean(0)) / data[some].std(0), diagnosis[some]
+        for column, strength in enumerate(LOGISTIC_STRENGTHS):
+            solver = LogisticRegression(
+                C=1 / (len(x) * strength), l1_ratio=1.0, solver="liblinear", fit_intercept=False, tol=1e-13,
+                max_iter=100_000,
+            )  # fmt: skip
+            for found, w in ((predicted, solver.fit(x, y).coef_[0]), (measured, _logistic(x, y, strength, seed))):
+                losses = np.logaddexp(0, (1 - 2 * y) * (x @ w))
+                found[row, column] = losses.mean() + strength * np.abs(w).sum()
+    return Evidence(predicted, measured, labels("λ", LOGISTIC_STRENGTHS))
+
+
+def _logistic(x: np.ndarray, y: np.ndarray, strength: float, seed: int) -> np.ndarray:
+    """Coefficients from the factors, by L-BFGS on the loss with weight decay."""
+    inputs, targets = torch.from_numpy(x), torch.from_numpy(y).double()
+    layer = nn.Linear(x.shape[1], 1, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.copy_(0.1 * torch.randn(1, x.shape[1], generator=torch.Generator().manual_seed(seed)))
+    impose.sparse(layer, "weight", strength=strength)
+    minimise(layer, lambda: nn.functional.binary_cross_entropy_with_logits(layer(inputs)[:, 0], targets))
+    weight: np.ndarray = layer.weight.detach().numpy()[0]
+    return weight
 
 
 # The rate of dying

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,6 +38,7 @@ SLOPE, NOISE = 1.0, 10.0  # y = slope·x + noise·ξ, x uniform of variance one:
 #: cases of the stationary law: depth, width, T as a share of β₂/α₃, weight decay λ
 CASES = ((1, 1, 0.25, 0.0), (1, 1, 0.5, 0.0), (1, 1, 0.4, 0.4), (2, 1, 0.25, 0.0), (2, 3, 0.25, 0.0))
 CHAINS, STEPS, THIN = 4000, 12_000, 50
+BLOCK = 100  # steps whose batches are drawn at once
 COLLAPSE_LRS = (0.7, 0.8, 0.9, 1.1, 1.3)  # in units of the exact threshold
 GONE = 1e-6
 DEEP_LRS = (1.2, 1.35, 1.5)  # where the decay to zero is followed
@@ -167,41 +168,48 @@ def _laws() -> list[StationaryDistribution]:
     return [StationaryDistribution(alpha, beta, s * beta[1] / alpha[2], d, n, decay) for d, n, s, decay in CASES]
 
 
-def _data(shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    x = (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1) * math.sqrt(3)
-    return x, SLOPE * x + NOISE * torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def _chains(law: StationaryDistribution, steps: int, chains: int, seeds: tuple[int, ...]) -> Iterator[Tensor]:
-    """The product v of every chain of every seed after each step of SGD with batches of one."""
-    lr, decay = law.temperature, law.weight_decay
+def _stream(seeds: tuple[int, ...], chains: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """2x² and 2xy of the batch of one that every chain sees, ``(seeds, chains)``, step by step."""
     generators = [torch.Generator().manual_seed(s) for s in seeds]
-    weights = torch.ones(law.depth + 1, law.width, len(seeds), chains, dtype=torch.float64) / law.width ** (
-        1 / (law.depth + 1)
-    )
-    weights[1:] /= 1.3  # not balanced at the start
-    for _ in range(steps):
-        x, y = map(torch.stack, zip(*(_data((chains,), g) for g in generators), strict=True))
-        product = weights.prod(0)
-        pull = 2 * lr * x * (product.sum(0) * x - y)
-        weights = weights * (1 - lr * decay) - pull * torch.stack([
-            torch.cat([weights[:k], weights[k + 1 :]]).prod(0) for k in range(law.depth + 1)
-        ])
-        yield weights.prod(0).sum(0)
+    for begin in range(0, steps, BLOCK):
+        shape = (min(BLOCK, steps - begin), chains)
+        x = torch.stack([torch.rand(shape, generator=g, dtype=torch.float64) for g in generators], 1)
+        noise = torch.stack([torch.randn(shape, generator=g, dtype=torch.float64) for g in generators], 1)
+        x = (2 * x - 1) * math.sqrt(3)
+        yield from zip(2 * x * x, 2 * x * (SLOPE * x + NOISE * noise), strict=True)
+
+
+def _start(law: StationaryDistribution, seeds: int, chains: int) -> list[Tensor]:
+    """The factors of every chain, ``(width, seeds, chains)`` each; not balanced."""
+    one = torch.full((law.width, seeds, chains), law.width ** (-1 / (law.depth + 1)), dtype=torch.float64)
+    return [one, *[one / 1.3] * law.depth]
+
+
+def _product(factors: list[Tensor]) -> Tensor:
+    return reduce(torch.mul, factors)
+
+
+def _step(law: StationaryDistribution, factors: list[Tensor], square: Tensor, signal: Tensor) -> list[Tensor]:
+    """SGD on (vx − y)² with batches of one."""
+    lr, keep = law.temperature, 1 - law.temperature * law.weight_decay
+    others = [_product(factors[:k] + factors[k + 1 :]) for k in range(len(factors))]
+    pull = (factors[0] * others[0]).sum(0).mul_(square).sub_(signal)
+    kept = factors if keep == 1 else [keep * f for f in factors]
+    return [torch.addcmul(f, pull, other, value=-lr) for f, other in zip(kept, others, strict=True)]
 
 
 @cache
 def _samples(seeds: tuple[int, ...], steps: int) -> list[np.ndarray]:
-    """Second half of every run, thinned, ``(seeds, samples)`` for each case."""
-    found = []
-    for law in _laws():
-        kept = [
-            v
-            for t, v in enumerate(_chains(law, steps, CHAINS // len(seeds), seeds))
-            if t >= steps // 2 and t % THIN == 0
-        ]
-        found.append(torch.stack(kept, dim=1).flatten(1).numpy())
-    return found
+    """Second half of every run, thinned, ``(seeds, samples)`` for each case; all cases see the same batches."""
+    laws, chains = _laws(), CHAINS // len(seeds)
+    states = [_start(law, len(seeds), chains) for law in laws]
+    found: list[list[Tensor]] = [[] for _ in laws]
+    for t, batch in enumerate(_stream(seeds, chains, steps)):
+        states = [_step(law, factors, *batch) for law, factors in zip(laws, states, strict=True)]
+        if t >= steps // 2 and t % THIN == 0:
+            for kept, factors in zip(found, states, strict=True):
+                kept.append(_product(factors).sum(0))
+    return [torch.stack(kept, dim=1).flatten(1).numpy() for kept in found]
 
 
 def stationary_moments(setting: Setting) -> Evidence:
@@ -243,16 +251,16 @@ def _threshold() -> tuple[float, np.ndarray]:
 def _collapse(seeds: tuple[int, ...], factors: tuple[float, ...], times: tuple[int, ...], chains: int) -> np.ndarray:
     """Values of log|uw| ``(times, seeds, lrs, chains)`` from uw = 1/1.3, in coordinates that do not underflow."""
     lr = torch.tensor(factors, dtype=torch.float64)[:, None] * _threshold()[0]
-    generators = [torch.Generator().manual_seed(s) for s in seeds]
     u = torch.ones(len(seeds), len(factors), chains, dtype=torch.float64)
     w, scale, found = u / 1.3, torch.zeros_like(u), []
-    for step in range(1, max(times) + 1):
-        x, y = (torch.stack(part)[:, None] for part in zip(*(_data((chains,), g) for g in generators), strict=True))
-        pull = 2 * lr * x * (u * w * torch.exp(2 * scale) * x - y)
-        u, w = u - pull * w, w - pull * u
+    size = torch.ones_like(u)
+    for step, (square, signal) in enumerate(_stream(seeds, chains, max(times)), start=1):
+        pull = (u * w).mul_(size).mul_(square[:, None]).sub_(signal[:, None]).mul_(lr)
+        u, w = torch.addcmul(u, pull, w, value=-1), torch.addcmul(w, pull, u, value=-1)
         if step % 100 == 0:  # keep u and w near one, and their common size apart
-            size = torch.maximum(u.abs(), w.abs())
-            u, w, scale = u / size, w / size, scale + size.log()
+            largest = torch.maximum(u.abs(), w.abs())
+            u, w, scale = u / largest, w / largest, scale + largest.log()
+            size = torch.exp(2 * scale)
         if step in times:
             found.append(u.abs().log() + w.abs().log() + 2 * scale)
     return torch.stack(found).numpy()

@@ -5,8 +5,8 @@ proportional to lr/batch. At the learning rates that people use this is wrong in
 variance, the noise grows with the distance from the minimum, and rare batches give the weights a power-law tail. All
 three have exact answers, also for a given data set.
 
-The study follows linear regression in many chains, and a small network on digits. The loss of a sample is
-½(wᵀx − y)²; batches are drawn with replacement.
+The study follows linear regression in many chains, a small network on digits, and networks of growing width (in the
+full setting on MNIST). The loss of a sample is ½(wᵀx − y)²; batches are drawn with replacement.
 
 Source: Liu Ziyin, Kangqiao Liu, Takashi Mori, Masahito Ueda, "Strength of Minibatch Noise in SGD", arXiv 2102.05375.
 """
@@ -21,24 +21,23 @@ import torch
 
 from gaugefix.studies.figures import NEUTRAL, PREDICTED, draw_against, draw_identity, errorbars
 from gaugefix.studies.framework import Claim, Comparison, Evidence, Setting, Tolerance, labels
+from gaugefix.studies.heavy_tails import CHAINS, diabetes, draw_alternatives, tails
 from gaugefix.studies.network_noise import network_identity, network_variances
 from gaugefix.studies.registry import study
-from gaugefix.theory import equivalent_lr, gaussian_tail_index, label_noise_sgd, linear_sgd_stationary, ridge_sgd
+from gaugefix.studies.width_noise import draw_width_variances, draw_widths, width_losses, width_variances
+from gaugefix.theory import equivalent_lr, label_noise_sgd, ridge_sgd
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CHAINS = 150  # for every seed; in single precision, far finer than their scatter
 SCAN_A, SCAN_S, SCAN_LRS = (1.0, 0.5), 10, (0.2, 0.5, 0.8, 1.0, 1.2)
 #: curvatures, lr, batch size, momentum
 CASES = (((1.5,), 0.2, 4, 0.0), ((1.0, 0.5), 0.8, 10, 0.0), ((1.0, 0.3), 0.1, 4, 0.5), ((1.0, 0.3), 0.1, 4, 0.9))
 RULE_A, RULE_RATIO, RULE_S = (1.0, 0.7, 0.4, 0.2, 0.1) * 4, 0.3, (1, 2, 4, 16, 64)
-TAILS = ((1.0, 1), (1.0, 2), (1.0, 4), (1.5, 8))  # a·lr and batch size
-DIABETES = ((0.05, 4), (0.1, 4), (0.1, 1))  # lr and batch size
 DECAYS, DECAY_LR, DECAY_S = (-0.6, -0.52, -0.46, -0.41), 3.0, 100
 
 
-@study("2102.05375", missing=("loss variance of a wide two-layer network against its width",))
+@study("2102.05375")
 def minibatch_noise() -> tuple[Claim, ...]:
     """The claims, in the order of the argument."""
     return (
@@ -104,6 +103,22 @@ def minibatch_noise() -> tuple[Claim, ...]:
             network_identity,
             Tolerance("12,000 correlated steps", absolute=0.03, per_seed=False),
             unit="ratio of both sides",
+        ),
+        Claim(
+            "width",
+            "At one learning rate the excess loss of a network grows with its width; with lr ∝ 1/width it stays.",
+            width_losses,
+            Tolerance("gradients are not Gaussian, and under strong noise curvatures drift", relative=0.25),
+            draw_widths,
+            unit="excess loss",
+        ),
+        Claim(
+            "width-variance",
+            "So does the variance of the loss: between widths 50 and 800 the rule saves a factor of more than ten.",
+            width_variances,
+            Tolerance("an inequality", relation=">="),
+            draw_width_variances,
+            unit="growth of the variance, over that of the rule",
         ),
     )
 
@@ -198,72 +213,6 @@ def draw_rule(axes: Axes, result: Comparison) -> None:
         axes.annotate(f"lr {lr:.2g}", (s, RULE_RATIO), (0, 5), textcoords="offset points", rotation=60, fontsize=8)
     axes.set(xlabel="batch size", ylabel=result.unit, xscale="log", ylim=(0.2, 0.5))
     axes.legend()
-
-
-def tails(setting: Setting) -> Evidence:
-    """Hill's estimate over many chains at several times, ``(seeds, cases)``."""
-    chains, kept = setting.choose(40_000, 400_000), 6
-    measured = np.empty((len(setting.seeds), len(TAILS)))
-    for row, seed in enumerate(setting.seeds):
-        rng = np.random.default_rng(seed)
-        for column, (strength, batch) in enumerate(TAILS):
-            w, samples = np.zeros(chains), []
-            for step in range(1, 15 * (kept + 1) + 1):
-                h = rng.standard_gamma(batch / 2, chains) * 2 / batch
-                w = (1 - strength * h) * w + strength * np.sqrt(h / batch) * rng.standard_normal(chains)
-                if step % 15 == 0 and step > 15:
-                    samples.append(np.abs(w))
-            ordered = np.sort(np.concatenate(samples))[::-1]
-            top = len(ordered) * 3 // 1000
-            measured[row, column] = 1 / np.log(ordered[:top] / ordered[top]).mean()
-    laws = [gaussian_tail_index(1.0, strength, batch) for strength, batch in TAILS]
-    curves = {
-        "2S/(lr·a) − S": np.array([law.moment_match for law in laws]),
-        "continuous time": np.array([law.continuous for law in laws]),
-    }
-    return Evidence(
-        np.array([law.index for law in laws]), measured, tuple(f"lr·a={p:g} S={s}" for p, s in TAILS), curves
-    )
-
-
-def draw_alternatives(axes: Axes, result: Comparison) -> None:
-    """Measured in the ring of the exact value, approximations beside them."""
-    x = np.arange(len(result.cells))
-    axes.plot(x, result.predicted[0], "o", ms=9, mfc="none", mec=PREDICTED, mew=1.4, label="exact")
-    for marker, (label, values) in zip("_x", result.curves.items(), strict=False):
-        axes.plot(x, values, marker, ms=9, color=NEUTRAL, mew=1.5, label=label)
-    errorbars(axes, x, result)
-    axes.set_xticks(x, result.cells, rotation=20, ha="right")
-    axes.set(ylabel=result.unit, yscale="log")
-    axes.legend()
-
-
-def diabetes(setting: Setting) -> Evidence:
-    """Excess loss over the least-squares minimum, from the centre of the stationary law."""
-    from sklearn.datasets import load_diabetes
-
-    x, y = load_diabetes(return_X_y=True)
-    x, y = (x - x.mean(0)) / x.std(0), (y - y.mean()) / y.std()
-    inputs, hessian = torch.tensor(x).float(), torch.tensor(x.T @ x / len(x)).float()
-    measured, predicted, gaussian = [], [], []
-    for lr, batch in DIABETES:
-        law = linear_sgd_stationary(x, y, lr, batch)
-        misfit = x @ law.solution - y
-        predicted.append(law.excess_loss)
-        gaussian.append(label_noise_sgd(np.linalg.eigvalsh(x.T @ x / len(x)), misfit.var(), lr, batch).excess_loss)
-        residuals = torch.tensor(misfit).float()
-        generators = [torch.Generator().manual_seed(s) for s in setting.seeds]
-        w, values = torch.zeros(len(setting.seeds), CHAINS, x.shape[1]), []
-        for step in range(setting.choose(5000, 40_000)):
-            picked = torch.stack([torch.randint(len(x), (CHAINS, batch), generator=g) for g in generators])
-            rows = inputs[picked]
-            error = (rows @ w[..., None])[..., 0] + residuals[picked]
-            w = w - lr / batch * (error[..., None, :] @ rows)[..., 0, :]
-            if step >= 2000 and step % 20 == 0:
-                values.append(((w @ hessian) * w).sum(-1).mean(-1) / 2)
-        measured.append(torch.stack(values).mean(0).numpy())
-    cells = tuple(f"lr={lr:g} S={batch}" for lr, batch in DIABETES)
-    return Evidence(np.array(predicted), np.array(measured).T, cells, {"Gaussian inputs": np.array(gaussian)})
 
 
 def negative_decay(setting: Setting) -> Evidence:
