@@ -137,6 +137,25 @@ def missing(*modules: str) -> str:
     return f"not installed: {', '.join(absent)}" if absent else ""
 
 
+def kept_rows(script: str, part: str, measure: Callable[[], Sequence[Row]]) -> list[Row]:
+    """The rows of one part of a long script; a part that an earlier, interrupted run has finished is not run again.
+
+    Args:
+        script: its name, a folder in `CELLS`.
+        part: unique within the script, a file there.
+        measure: gives the rows.
+
+    Returns:
+        The rows.
+    """
+    path = CELLS / script / f"{part}.json"
+    if path.is_file():
+        return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    rows = list(measure())
+    write_atomically(path, json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False) + "\n")
+    return rows
+
+
 def environment() -> dict[str, Any]:
     """What the figures depend on: machine, versions, threads."""
     import torch
