@@ -111,6 +111,7 @@ class TestStructure:
         with pytest.raises(TaskError, match="--meta looks at structure only"):
             inspect_symmetries(f"{module}:make", meta=True, **options)
 
+    @pytest.mark.slow
     @pytest.mark.transformers
     def test_an_8b_configuration(self) -> None:
         """2dL + d + 1 + L·ff + L·kv·e² + L·kv·e + d(d−1)/2 with d = 4096, L = 32, ff = 14336, kv = 8, e = 128."""

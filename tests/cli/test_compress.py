@@ -102,7 +102,7 @@ def test_json_is_alone_on_standard_output(run: Run, capsys: pytest.CaptureFixtur
         (("--units", "0.1", "--out", "/dev/null/x.safetensors"), "Cannot write"),
         (("--units", "0.1", "--html", "/dev/null/x.html"), "Cannot write"),
         (("--units", "0.1", "--weights", "missing.safetensors"), "--weights missing.safetensors: these are no weights"),
-        (("--units", "0.1", "--checkpoint", "compress_task.py"), "no checkpoint of a compression"),
+        (("--units", "0.1", "--checkpoint", "my_task.py"), "no checkpoint of a compression"),
     ],
 )
 def test_one_line_exit_code_2_and_nothing_written(

@@ -63,7 +63,11 @@ def test_a_decayed_hidden_bias_of_a_relu_layer_counts(mlp, mlp_units, make_task,
 
 @pytest.mark.parametrize(
     "activation",
-    ["relu", pytest.param("identity", marks=pytest.mark.slow), pytest.param("tanh", marks=pytest.mark.slow)],
+    [
+        pytest.param("relu", marks=pytest.mark.slow),
+        pytest.param("identity", marks=pytest.mark.slow),
+        pytest.param("tanh", marks=pytest.mark.slow),
+    ],
 )
 def test_the_built_in_network_lives_and_dies_as_its_audit_foretells(activation):
     """The built-in digits tasks and their linear twin: λ_c from `forecast`, then full-batch descent."""

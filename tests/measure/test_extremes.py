@@ -64,6 +64,7 @@ def test_blocks_of_parameters_and_of_units(task, blobs):
     assert found.eigenvalues == pytest.approx(expected[:1], rel=1e-8)
 
 
+@pytest.mark.slow
 def test_six_digits_on_digits(mlp, make_task, digits):
     """The top eigenvalue of a network of 2410 parameters after some training, at the defaults."""
     x, y = digits[0][:512], digits[1][:512]

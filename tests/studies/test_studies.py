@@ -88,13 +88,13 @@ def test_a_wrong_theory_is_found_out(monkeypatch):
 
 
 def test_reproduce_writes_what_it_returns(tmp_path):
-    result = reproduce("2309.16932", seeds=1, out=tmp_path)
-    assert (tmp_path / "2309.16932.json").read_text() == result.to_json() + "\n"
-    assert (tmp_path / "2309.16932.svg").read_text().lstrip().startswith("<?xml")
-    assert (tmp_path / "2309.16932.png").read_bytes().startswith(b"\x89PNG")
+    result = reproduce("2207.14497", seeds=1, out=tmp_path)
+    assert (tmp_path / "2207.14497.json").read_text() == result.to_json() + "\n"
+    assert (tmp_path / "2207.14497.svg").read_text().lstrip().startswith("<?xml")
+    assert (tmp_path / "2207.14497.png").read_bytes().startswith(b"\x89PNG")
     assert result.passed
     assert result.paper.status == "reproduced"
-    assert "7 of 7 claims hold over 1 seed" in result.table()
+    assert "8 of 8 claims hold over 1 seed" in result.table()
 
 
 def test_a_wrong_rate_of_a_ghost_is_found_out(monkeypatch):

@@ -171,14 +171,14 @@ def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path: Path, monkeypa
 
     monkeypatch.setattr("tests.symmetry.fuzz.examine", watched)
     out = tmp_path / "fuzz.json"
-    first = run(0, 4, minimise=False, out=out, chunk=2)
-    assert (first["seeds"], len(examined)) == (4, 4)
-    again = run(0, 6, minimise=False, out=out, chunk=2)
-    assert (again["seeds"], len(examined)) == (6, 6)
-    assert sum(again["counts"].values()) == 6
+    first = run(0, 2, minimise=False, out=out, chunk=1)
+    assert (first["seeds"], len(examined)) == (2, 2)
+    again = run(0, 3, minimise=False, out=out, chunk=1)
+    assert (again["seeds"], len(examined)) == (3, 3)
+    assert sum(again["counts"].values()) == 3
     assert json.loads(out.read_text()) == again
-    whole = run(0, 6, minimise=False)
+    whole = run(0, 3, minimise=False)
     assert {k: whole[k] for k in ("counts", "failures")} == {k: again[k] for k in ("counts", "failures")}
     out.write_text(json.dumps({**again, "version": "other"}))
     with pytest.raises(ValueError, match="choose another"):
-        run(0, 6, out=out)
+        run(0, 3, out=out)
