@@ -74,7 +74,7 @@ def _fitted(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
         return np.asarray(root * (_network(theta, x)[0] - y))
 
     def slopes(theta: np.ndarray) -> np.ndarray:
-        return root[:, None] * _network(theta, x)[1]
+        return np.asarray(root[:, None] * _network(theta, x)[1])
 
     fit = least_squares(misfit, TEACHER, slopes, method="lm", xtol=1e-12, ftol=1e-12, gtol=1e-12)
     grid = np.linspace(-1, 1, 401)
