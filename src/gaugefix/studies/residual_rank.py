@@ -4,8 +4,8 @@ Channels between two convolutions, zero or equal, are saddles of type II, so tha
 batch should leave convolutions of lower rank. Runs that are compared have the same lr·steps, and with it the same
 weight decay.
 
-The full setting is ResNet-18 on 20,000 images of CIFAR-10, made for a GPU, which is used if there is one. On a
-processor it takes days: there it has been run for a few steps only, so that it is known to run and not what it finds.
+The full setting is ResNet-18 on 20,000 images of CIFAR-10. It needs a GPU, since on a processor it would take days, and
+is refused without one. It has been run for a few steps only: it is known that it runs, and not what it finds.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gaugefix.errors import StudyError
 from gaugefix.measure import effective_rank
 from gaugefix.studies.cifar import cifar10
 from gaugefix.studies.framework import Evidence, Setting
@@ -128,6 +129,8 @@ def mean_rank(
 
 def rank_differences(setting: Setting) -> Evidence:
     """How much lower the rank ends after the larger learning rate, and after smaller batches."""
+    if setting.full and not torch.cuda.is_available():
+        raise StudyError("ResNet-18 on CIFAR-10 would take days on a processor: the full setting needs a GPU.")
     scale, data = setting.choose(QUICK, FULL), _pictures(setting)
     (large, small), (few, many) = scale.lrs, scale.batches
     measured = []
