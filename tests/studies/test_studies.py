@@ -23,7 +23,7 @@ LONG |= {
         "lasso", "support", "sign-trap", "decoupled-decay", "logistic", "dying-rate", "network-zeros", "subgradient",
     )
 }  # fmt: skip
-LONG |= {"2309.16932 constraints"}
+LONG |= {"2309.16932 noise-collapse", "2309.16932 constraints", "2408.15495 escape-force"}
 LONG |= {
     f"2510.00504 {claim}"
     for claim in (

@@ -89,4 +89,5 @@ def draw_scaling(axes: Axes, result: Comparison) -> None:
     ):
         axes.plot(n, loss, style, color=color, ms=4, lw=1.1, label=label)
     axes.set(xlabel="rows trained on", ylabel="excess test loss", xscale="log", yscale="log")
+    axes.tick_params(axis="x", which="minor", labelbottom=False)
     axes.legend()

@@ -122,9 +122,8 @@ def mean_rank(
         sgd.zero_grad()
         nn.functional.cross_entropy(net(x[picked]), labels[picked]).backward()
         sgd.step()
-    weights = [m.weight.detach().flatten(1) for b in net if isinstance(b, Block) for m in b.body if isinstance(
-        m, nn.Conv2d)]  # fmt: skip
-    return float(np.mean([effective_rank(torch.linalg.svdvals(w)) for w in weights]))
+    convolutions = [m for block in net if isinstance(block, Block) for m in block.body if isinstance(m, nn.Conv2d)]
+    return float(np.mean([effective_rank(torch.linalg.svdvals(m.weight.detach().flatten(1))) for m in convolutions]))
 
 
 def rank_differences(setting: Setting) -> Evidence:
