@@ -8,7 +8,6 @@ the networks can do.
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -21,6 +20,7 @@ from torch.nn import functional
 from torch.nn.utils import prune
 
 from benchmarks.forecast_problems import shakespeare
+from gaugefix.studies.cifar import decoded
 
 Data = tuple[Tensor, Tensor, Tensor, Tensor]  # inputs and targets for training, the same for the test
 Hook = Callable[[], None]
@@ -60,20 +60,13 @@ def cifar(n: int, tests: int) -> Data | None:
     if not path.is_file():
         return None
     with np.load(path, allow_pickle=False) as data:
-        images = [_decoded(data[f"jpeg_{part}"], data[f"offsets_{part}"], k) for part, k in _parts(n, tests)]
+        images = [decoded(data[f"jpeg_{part}"], data[f"offsets_{part}"], k) for part, k in _parts(n, tests)]
         labels = [data[f"y_{part}"][:k] for part, k in _parts(n, tests)]
     return _standard(images, labels)
 
 
 def _parts(n: int, tests: int) -> Sequence[tuple[str, int]]:
     return ("train", n), ("test", tests)
-
-
-def _decoded(raw: np.ndarray, offsets: np.ndarray, n: int) -> np.ndarray:
-    from PIL import Image
-
-    files = (raw[a:b].tobytes() for a, b in pairwise(offsets[: n + 1]))
-    return np.stack([np.asarray(Image.open(io.BytesIO(f)).convert("RGB")) for f in files]).transpose(0, 3, 1, 2)
 
 
 def _standard(images: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> Data:

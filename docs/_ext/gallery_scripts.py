@@ -26,9 +26,10 @@ what they measured when this documentation was built. Run one yourself with
 
    $ gaugefix reproduce 2309.16932 --out results --html
 
-or all of them with ``gaugefix reproduce --all``, which goes on where it was interrupted.
+or all of them with ``gaugefix reproduce --all``, which goes on where it was interrupted. What ``--full`` does is on
+:doc:`/papers`.
 
-The list of all papers, and how far each has got, is on :doc:`/papers`.
+That page also lists all papers, and how far each has got.
 """
 
 SCRIPT = '''"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gaugefix.control import CompressedPoints
-from gaugefix.studies import Setting, moment_compression
+from gaugefix.studies import Setting, compressed_heads, compressed_training, moment_compression
 from gaugefix.studies.registry import find_study
 from gaugefix.studies.runner import run_claim
 
@@ -41,3 +41,34 @@ def test_random_rows_are_no_better_than_random_rows(monkeypatch):
     assert not run_claim(claim("digits-probabilities"), ONE).passed
     assert not run_claim(claim("digits-accuracy"), ONE).passed
     moment_compression._digits.cache_clear()
+
+
+def random_points(points, k, target):
+    rows = np.random.default_rng(7).permutation(len(points))[:target]
+    return CompressedPoints(rows, np.full(target, len(points) / target), k, 0.0)
+
+
+def test_random_rows_do_not_double_the_exponent(monkeypatch):
+    monkeypatch.setattr(compressed_training, "compress_points", random_points)
+    found = run_claim(claim("scaling-law"), ONE)
+    assert found.error is None
+    assert not found.passed
+
+
+def test_third_moments_are_not_enough_for_attention(monkeypatch):
+    right = compressed_heads.compress_points
+    monkeypatch.setattr(compressed_heads, "compress_points", lambda heads, k: right(heads, 3))
+    found = run_claim(claim("heads-exact"), ONE)
+    assert found.error is None
+    assert not found.passed
+
+
+def test_the_smallest_heads_are_worse_than_random_ones(monkeypatch):
+    def smallest(heads, k, target):
+        rows = heads.norm(dim=1).argsort()[:target].numpy()
+        return CompressedPoints(rows, np.full(target, len(heads) / target), k, 0.0)
+
+    monkeypatch.setattr(compressed_heads, "compress_points", smallest)
+    found = run_claim(claim("heads-dynamics"), ONE)
+    assert found.error is None
+    assert not found.passed

@@ -54,3 +54,12 @@ def test_a_wrong_strength_is_found_by_the_convex_solvers(monkeypatch):
     found = run_claim(claim("2309.16932", "constraints"), ONE)
     assert found.error is None
     assert not found.cell_passed.any()
+
+
+def test_a_slightly_wrong_strength_is_another_logistic_regression(monkeypatch):
+    """One percent changes the objective at its minimum in second order, and that is seen."""
+    right = constraint_solvers.impose.penalty
+    monkeypatch.setattr(l1_by_redundancy, "LOGISTIC_STRENGTHS", (0.03,))
+    assert run_claim(claim("2210.01212", "logistic"), ONE).passed
+    monkeypatch.setattr(constraint_solvers.impose, "penalty", lambda layer: right(layer, scale=1.01))
+    assert not run_claim(claim("2210.01212", "logistic"), ONE).passed

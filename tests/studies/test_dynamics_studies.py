@@ -14,6 +14,7 @@ from gaugefix.studies import (
     minibatch_noise,
     power_law_escape,
     type_two_saddles,
+    width_noise,
 )
 from gaugefix.studies.registry import find_study
 from gaugefix.studies.runner import run_claim
@@ -37,6 +38,25 @@ def test_without_the_noise_of_the_curvature_the_loss_is_too_low(monkeypatch):
     monkeypatch.setattr(minibatch_noise, "label_noise_sgd", additive)
     monkeypatch.setattr(minibatch_noise, "CASES", (((1.0, 0.5), 0.8, 10, 0.0),))
     assert fails("2102.05375", "losses")
+
+
+def test_the_excess_of_a_network_needs_its_curvature(monkeypatch):
+    monkeypatch.setattr(width_noise, "WIDTHS", (100,))
+    width_noise._run.cache_clear()
+    assert not fails("2102.05375", "width")
+    right = width_noise._curvatures
+    monkeypatch.setattr(width_noise, "_curvatures", lambda x, net: right(x, net) / 2)
+    width_noise._run.cache_clear()
+    assert fails("2102.05375", "width")
+    width_noise._run.cache_clear()
+
+
+def test_one_learning_rate_for_all_widths_is_noisy(monkeypatch):
+    monkeypatch.setattr(width_noise, "WIDTHS", (25, 100))
+    monkeypatch.setattr(width_noise, "RULES", {"one lr": 0, "the same": 0})
+    width_noise._run.cache_clear()
+    assert fails("2102.05375", "width-variance")
+    width_noise._run.cache_clear()
 
 
 def test_the_curvature_across_counts_in_the_rate(monkeypatch):

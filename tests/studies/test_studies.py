@@ -13,12 +13,23 @@ from gaugefix.studies.registry import find_study
 from gaugefix.studies.runner import run_claim
 
 LONG = {  # "id claim" of claims that take more than a few seconds
-    f"2308.06671 {claim}" for claim in ("stationary-law", "distribution", "collapse", "collapse-rate")
+    f"2308.06671 {claim}"
+    for claim in ("charge-law", "noise-balance", "stationary-law", "distribution", "collapse", "collapse-rate")
 }
 LONG |= {f"forecast {claim}" for claim in ("drives", "saturation", "splitting", "certificate", "rank")}
-LONG |= {f"2210.01212 {claim}" for claim in ("lasso", "support", "sign-trap", "decoupled-decay")}
-LONG |= {"2210.01212 network-zeros", "2210.01212 subgradient", "2309.16932 constraints"}
-LONG |= {f"2510.00504 {claim}" for claim in ("exponent", "linear-dynamics", "network-dynamics")}
+LONG |= {
+    f"2210.01212 {claim}"
+    for claim in (
+        "lasso", "support", "sign-trap", "decoupled-decay", "logistic", "dying-rate", "network-zeros", "subgradient",
+    )
+}  # fmt: skip
+LONG |= {"2309.16932 noise-collapse", "2309.16932 constraints", "2408.15495 escape-force"}
+LONG |= {
+    f"2510.00504 {claim}"
+    for claim in (
+        "exponent", "linear-dynamics", "network-dynamics", "scaling-law", "heads-exact", "heads-dynamics",
+    )
+}  # fmt: skip
 LONG |= {"2408.15495 network-rank", "2408.15495 network-accuracy"}
 LONG |= {f"2402.07193 {claim}" for claim in ("scale", "equilibrium", "sharpness", "alignment", "isotropic")}
 LONG |= {f"2505.12387 {claim}" for claim in ("one-step", "one-epoch", "balance", "digits")}
@@ -31,9 +42,13 @@ LONG |= {
 }
 LONG |= {"2512.21447 sharpness", "2512.21447 charge"}
 LONG |= {f"2102.05375 {claim}" for claim in ("batch-rule", "tail", "real-data", "network", "fluctuation-dissipation")}
+LONG |= {"2102.05375 width", "2102.05375 width-variance"}
 LONG |= {f"2105.09557 {claim}" for claim in ("escape-time", "quadrature", "stationary-density", "dimension")}
 LONG |= {"2105.09557 noise-and-loss", "2107.11774 maximum", "2107.11774 slow-escape", "2107.11774 amsgrad"}
-LONG |= {"2303.13093 digits", "2303.13093 moments", "2105.07222 variance", "2105.07222 signal-to-noise"}
+LONG |= {
+    f"2303.13093 {claim}" for claim in ("growth", "phases", "noise-and-decay", "moments", "digits", "residual-rank")
+}
+LONG |= {"2105.07222 variance", "2105.07222 signal-to-noise"}
 LONG |= {"2502.05300 reduction", "2502.05300 capacity", "2502.05300 class-collapse"}
 
 #: "id claim" of claims that do not hold, and why

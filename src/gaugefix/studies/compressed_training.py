@@ -74,7 +74,7 @@ def _fitted(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
         return np.asarray(root * (_network(theta, x)[0] - y))
 
     def slopes(theta: np.ndarray) -> np.ndarray:
-        return root[:, None] * _network(theta, x)[1]
+        return np.asarray(root[:, None] * _network(theta, x)[1])
 
     fit = least_squares(misfit, TEACHER, slopes, method="lm", xtol=1e-12, ftol=1e-12, gtol=1e-12)
     grid = np.linspace(-1, 1, 401)
@@ -89,4 +89,5 @@ def draw_scaling(axes: Axes, result: Comparison) -> None:
     ):
         axes.plot(n, loss, style, color=color, ms=4, lw=1.1, label=label)
     axes.set(xlabel="rows trained on", ylabel="excess test loss", xscale="log", yscale="log")
+    axes.tick_params(axis="x", which="minor", labelbottom=False)
     axes.legend()

@@ -34,7 +34,8 @@ RATES = (0.05, 0.2, 0.5, 0.8, 1.2, 1.6)
 SHARES, START, GONE = (0.6, 0.9, 1.1, 1.3, 1.6, 2.0), 0.3, 1e-6  # lr in units of the lower end of the window
 SLOW_A, SLOW, FROM, TO = -0.2, (0.3, 0.5, 0.7, 0.85), 1e-6, 1e-2
 WELLS, WELL_LRS = (0.1, 4.0, 1.5), (0.2, 0.4, 0.6, 0.75, 0.9)  # above 0.94 walkers far outside diverge
-AMSGRAD_LRS, BETA2, AMSGRAD_STEPS = (0.005, 0.01, 0.05, 0.1, 0.2, 0.3), 0.999, 6000
+AMSGRAD_LRS, BETA2, AMSGRAD_STEPS = (0.005, 0.01, 0.05, 0.1, 0.2, 0.3), 0.999, 9000
+FLOOR = 1e-30  # where walkers under AMSGrad are stopped on their way to zero
 
 
 @study("2107.11774")
@@ -202,6 +203,8 @@ def draw_wells(axes: Axes, result: Comparison) -> None:
 
 def amsgrad(setting: Setting) -> Evidence:
     """``torch.optim.Adam(amsgrad=True)`` without momentum; every entry of a parameter is a walker of its own."""
+    # Adam's bias correction raises the effective learning rate for thousands of steps: a walker that underflows before
+    # would stay at zero whatever the exponent is then, so that none may come closer than the floor
     h, walkers = torch.tensor(_curvatures(A)), 200
     generators = [torch.Generator().manual_seed(seed) for seed in setting.seeds]
     shape = (len(generators), walkers)
@@ -213,6 +216,9 @@ def amsgrad(setting: Setting) -> Evidence:
         for w, row in zip(weights, drawn, strict=True):
             w.grad = row * w.detach() + w.detach() ** 3
         optimizer.step()
+        with torch.no_grad():
+            for w in weights:
+                w.copy_(torch.where(w < 0, w.clamp(max=-FLOOR), w.clamp(min=FLOOR)))
     rates = torch.stack(amsgrad_effective_lr(optimizer), 1)  # (seeds, lrs, walkers)
     held = (1 - rates[..., None] * h).abs().log().mean(-1) < 0
     caught = torch.stack([w.detach().abs() < 1e-3 for w in weights], 1)

@@ -108,6 +108,8 @@ def draw_widths(axes: Axes, result: Comparison) -> None:
         axes.plot(x, line, style, color=PREDICTED, lw=1.2, label=f"predicted, {label}")
     errorbars(axes, np.tile(x, 2), result)
     axes.set(xlabel="width", ylabel=result.unit, xscale="log", yscale="log")
+    axes.set_xticks(result.curves["x"], [f"{n:g}" for n in result.curves["x"]], minor=False)
+    axes.tick_params(axis="x", which="minor", labelbottom=False)
     axes.legend()
 
 
@@ -125,4 +127,6 @@ def draw_width_variances(axes: Axes, result: Comparison) -> None:
     axes.plot(result.curves["x"], fixed, "o-", color=PREDICTED, ms=4, lw=1.1, label="one learning rate")
     axes.plot(result.curves["x"], scaled, "s--", color=NEUTRAL, ms=4, lw=1.1, label="lr ∝ 1/width")
     axes.set(xlabel="width", ylabel="variance of the loss", xscale="log", yscale="log")
+    axes.set_xticks(result.curves["x"], [f"{n:g}" for n in result.curves["x"]], minor=False)
+    axes.tick_params(axis="x", which="minor", labelbottom=False)
     axes.legend()
