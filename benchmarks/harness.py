@@ -51,7 +51,7 @@ class Row:
     @property
     def met(self) -> bool | None:
         """Whether the target is met; None without one."""
-        return None if self.target is None else self.value <= self.target
+        return None if self.target is None else bool(self.value <= self.target)
 
 
 def cpu_time(function: Callable[[], object], *, repeats: int = 5) -> float:

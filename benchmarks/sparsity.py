@@ -15,7 +15,10 @@ factors, once for all sizes, and are the same for all methods and problems. Runs
 
 What to read off: the stages do most of the work, whatever the training before. With them the three trainings differ
 little; at 10 % penalties of either kind cost some accuracy and miss the target that plain training meets. With
-one cut, the usual way, factors are as good as the subgradient at 10 and 5 % and better at 2 %.
+one cut, the usual way, factors are as good as the subgradient at 10 and 5 % and better at 2 %. On MNIST the stages are
+ahead in every row, on CIFAR-10 at 2 % in every row; at 10 % they lose there, by 0.7 to 1.7 points with standard errors
+of 0.2 to 0.8: the cut itself then costs little, and the higher learning rate, chosen on digits, is not made up for in
+four passes. Factors with stages are the best row of CIFAR-10 at 5 and 2 %.
 """
 
 from __future__ import annotations
@@ -96,7 +99,7 @@ def _table(name: str, problem: Problem) -> list[Row]:
     out = []
     for (method, refit), (before, after) in found.items():
         for k, keep in enumerate(KEEP):
-            best = min(errors[k].mean() for (_, other), (_, errors) in found.items() if other != STAGES)
+            best = min(float(errors[k].mean()) for (_, other), (_, errors) in found.items() if other != STAGES)
             target = BEST[keep] if name == "digits" else best
             note = f"± {standard_error(after[k]):.2f} standard error; before the refit {before[k].mean():.1f}"
             label = f"{name}, {method}, refit {refit}, {keep:.0%} kept: test error"
