@@ -162,11 +162,12 @@ def splitting(setting: Setting) -> Evidence:
 
 def certificates(setting: Setting) -> Evidence:
     """Add the best ghost at a tenth of the size of a unit, minimise again, and compare."""
+    # only where the gain can be seen: at κ = 1.03 λ, as two layers of the full setting at λ = 0.01, it is 1e-7
     kinds = (nn.ReLU, nn.Tanh)
-    rows = [[pair for kind in kinds for pair in _layers(kind, setting)[i]] for i in range(len(setting.seeds))]
+    rows = [[pair for kind in kinds for pair in _layers(kind, setting)[i][:2]] for i in range(len(setting.seeds))]
     predicted = [[float(c.headroom > 1.01) for _, c in row] for row in rows]
     measured = [[float(_gain_of_a_unit(task) > 3e-5) for task, _ in row] for row in rows]
-    cells = tuple(cell for kind in kinds for cell in _cells(kind, setting))
+    cells = tuple(cell for kind in kinds for cell in _cells(kind, setting)[:2])
     return Evidence(np.array(predicted), np.array(measured), cells)
 
 
