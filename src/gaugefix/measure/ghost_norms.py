@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -84,6 +85,7 @@ def add_ghosts(task: Task, batch: Batch, moments: Moments, layouts: Mapping[str,
     forming = {k for k, u in uses.items() if _forms(u, n)}
     deltas = _output_gradients(losses, uses, [params[k] for k in uses if k not in forming])
     failed = [k for k in layouts if k not in uses]
+    held = Counter(_memory(d) for d in deltas.values() if d is not None)
     for name, found in uses.items():
         pieces = _pieces(found, deltas, n, layouts[name])
         if pieces is None:
@@ -93,9 +95,17 @@ def add_ghosts(task: Task, batch: Batch, moments: Moments, layouts: Mapping[str,
         norms = squares(pieces, _summer(sums) if name in forming else None)
         total = sums[0].reshape(params[name].shape) if sums else deltas[params[name]]
         assert total is not None
-        moments.add(name, total, norms, diagonal(pieces) if moments.diagonal is not None else None)
+        squared = diagonal(pieces) if moments.diagonal is not None else None
+        fresh = (
+            total.is_contiguous() and held[_memory(total)] <= 1
+        )  # a gradient of zero strides or of two leaves is not
+        moments.add(name, total, norms, squared, fresh=fresh)
         moments.used("ghost norms")
     return failed
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _unambiguous(

@@ -36,22 +36,24 @@ class Moments:
     methods: list[str] = field(default_factory=list)
     _own: set[str] = field(default_factory=set)  # totals made here, which may grow in place
 
-    def add(self, name: str, total: Tensor, squares: Tensor, diagonal: Tensor | None = None) -> None:
+    def add(
+        self, name: str, total: Tensor, squares: Tensor, diagonal: Tensor | None = None, *, fresh: bool = False
+    ) -> None:
         """Add one batch.
 
         Args:
             name: of the parameter.
-            total: sum of the gradients; it is kept, and not changed.
+            total: sum of the gradients; it is kept.
             squares: ``(batch,)`` squared norms.
             diagonal: sum of the squared entries, if wanted.
+            fresh: whether nobody else reads ``total``, so that it may grow in place; else it is not changed.
         """
         if name in self._own:
             self.total[name] += total
-        elif name in self.total:
-            self.total[name] = self.total[name] + total
-            self._own.add(name)
         else:
-            self.total[name] = total
+            self.total[name] = self.total[name] + total if name in self.total else total
+            if fresh or self.total[name] is not total:
+                self._own.add(name)
         self.squares.setdefault(name, []).append(squares)
         if self.diagonal is not None and diagonal is not None:
             self.diagonal[name] = self.diagonal.get(name, 0) + diagonal.reshape(total.shape)
