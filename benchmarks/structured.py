@@ -8,6 +8,8 @@ trains on as the other does. The third method has no constraint: the trained net
 learning rate are the same for all sizes of a problem, and so are the passes of all methods: 40 + 20 on digits, 6 + 3 on
 1500 images, 4 + 2 on 2000 windows of text. In the GPT hidden units of the MLP go; attention stays on both sides.
 
+The GPT's two rows miss their target by 0.003 in perplexity, with an error of 0.01: nearly the same units are cut.
+
 Times are of a forward pass of the smaller model over that of the whole one, 256 inputs. Needs the extra ``peers`` for
 Torch-Pruning, whose scores are the targets. Runs that are done are kept in ``build/benchmarks``; delete it to start
 over.
