@@ -5,7 +5,7 @@ PIP    := $(BIN)/pip install --quiet --constraint constraints.txt
 # One thread per process: several on small tensors are slower, ten times slower where the cores have other work to do.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-slow check lint types docs studies bench peers browser clean
+.PHONY: help demo test test-long test-slow check lint types docs studies bench peers browser clean
 help:             ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -23,7 +23,10 @@ help:             ## list the targets
 demo: .venv/.core  ## install, audit the built-in digits network, write audit.html
 	$(BIN)/gaugefix audit digits-mlp
 
-test: .venv/.dev   ## the fast test suite
+test: .venv/.dev   ## the fast test suite, about five minutes
+	$(BIN)/pytest -n 2 -m "not slow and not long and not peer"
+
+test-long: .venv/.dev   ## the fast suite and what takes longer; CI runs this
 	$(BIN)/pytest -n 2 -m "not slow and not peer"
 
 test-slow: .venv/.dev  ## everything, the long tests and peer comparisons too
@@ -36,7 +39,7 @@ lint: .venv/.dev   ## formatting and lint, docstrings included
 types: .venv/.dev  ## static types, strict
 	$(BIN)/mypy
 
-check: lint types test  ## what CI runs
+check: lint types test-long  ## what CI runs
 
 docs: .venv/.dev   ## build the documentation, gallery included, warnings are errors
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --builder html docs docs/_build/html

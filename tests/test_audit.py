@@ -129,6 +129,7 @@ class TestAudit:
         one, two = (audit(small_task(), progress=False, seed=3).to_dict() for _ in range(2))
         assert {**one, "seconds": 0} == {**two, "seconds": 0}
 
+    @pytest.mark.long
     def test_level_full_counts_the_flat_directions(self) -> None:
         leaky = nn.Sequential(nn.Linear(5, 6), nn.LeakyReLU(), nn.Linear(6, 4), nn.LeakyReLU(), nn.Linear(4, 3))
         found = audit(small_task(model=leaky, epochs=0), level="full", progress=False)

@@ -57,6 +57,7 @@ def test_the_import_is_silent_and_loads_no_extra() -> None:
 
 
 @pytest.mark.parametrize("room", ["audit", "forecast"])
+@pytest.mark.long
 def test_a_verb_wins_over_its_room(room: str) -> None:
     """Whatever is imported first, the package has the function and from-imports reach the room."""
     code = f"""

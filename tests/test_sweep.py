@@ -76,6 +76,7 @@ def test_another_function_does_not_take_over_its_cells(tmp_path: Path) -> None:
     assert sweep(run_all, GRID, seeds=[0], out=tmp_path, backend="batched").reused == 0
 
 
+@pytest.mark.long
 def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
     """The process is killed while cells are being written; every file that is there is whole and is taken over."""
     script = tmp_path / "slow_runs.py"

@@ -290,6 +290,7 @@ class TestOtherCommands:
         assert "gaugefix audit digits-mlp" in shown.out + shown.err
 
 
+@pytest.mark.long
 def test_ctrl_c_is_clean(folder: Path) -> None:
     command = [sys.executable, "-m", "gaugefix", "audit", "my_task:make_long"]
     source = str(Path(gaugefix.__file__).parents[1])

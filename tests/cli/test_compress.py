@@ -58,7 +58,7 @@ def make_untrained():
 """
 SLOW = ("compress", "my_task:make_slow", "--units", "0.02", "--epochs", "25", "--pretrain", "5", "--refit", "5")
 
-pytestmark = pytest.mark.usefixtures("folder")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("folder")]
 
 
 def test_a_table_the_weights_and_a_page(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,6 +41,7 @@ def studies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_STUDIES", known)
 
 
+@pytest.mark.long
 def test_all_goes_on_where_it_was_interrupted(
     studies: None, tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:

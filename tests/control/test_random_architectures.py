@@ -17,6 +17,8 @@ from gaugefix.errors import ControlError
 from gaugefix.symmetry import find_symmetries
 from gaugefix.symmetry.verify import random_parameters
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize("seed", [2, 17, 133, 258])
 def test_nothing_changes_the_function(seed: int) -> None:

@@ -10,6 +10,8 @@ from gaugefix import find_symmetries, load_task
 from gaugefix.forecast import certificate, forecast
 from gaugefix.measure import collapse_report
 
+pytestmark = pytest.mark.long
+
 
 def _minimise(model, data, weight_decay, iterations=400):
     """L-BFGS on the penalised objective, from the model's initial weights."""

@@ -20,6 +20,7 @@ from gaugefix.monitor import JsonlSink, read_log
 
 pytestmark = [
     pytest.mark.distributed,
+    pytest.mark.long,
     pytest.mark.skipif(not distributed.is_available() or not distributed.is_gloo_available(), reason="needs gloo"),
     pytest.mark.skipif(sys.platform == "win32", reason="needs fork or spawn with gloo"),
 ]

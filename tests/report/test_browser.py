@@ -13,7 +13,7 @@ import pytest
 
 from gaugefix.audit import Audit
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 ARGS = [
     "--headless",

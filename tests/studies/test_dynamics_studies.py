@@ -73,6 +73,7 @@ def test_the_mean_curvature_does_not_decide(monkeypatch):
     assert fails("2107.11774", "exponent")
 
 
+@pytest.mark.long
 def test_without_noise_there_would_be_one_phase(monkeypatch):
     monkeypatch.setattr(type_two_saddles, "two_layer_phase", lambda *_: "Ib")
     assert fails("2303.13093", "phases")

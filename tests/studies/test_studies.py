@@ -12,44 +12,46 @@ from gaugefix.studies import symmetry_constraint as root
 from gaugefix.studies.registry import find_study
 from gaugefix.studies.runner import run_claim
 
-LONG = {  # "id claim" of claims that take more than a few seconds
+pytestmark = pytest.mark.long
+
+SLOW = {  # "id claim" of claims that take more than a few seconds
     f"2308.06671 {claim}"
     for claim in ("charge-law", "noise-balance", "stationary-law", "distribution", "collapse", "collapse-rate")
 }
-LONG |= {f"forecast {claim}" for claim in ("drives", "saturation", "splitting", "certificate", "rank")}
-LONG |= {
+SLOW |= {f"forecast {claim}" for claim in ("drives", "saturation", "splitting", "certificate", "rank")}
+SLOW |= {
     f"2210.01212 {claim}"
     for claim in (
         "lasso", "support", "sign-trap", "decoupled-decay", "logistic", "dying-rate", "network-zeros", "subgradient",
     )
 }  # fmt: skip
-LONG |= {"2309.16932 noise-collapse", "2309.16932 constraints", "2408.15495 escape-force"}
-LONG |= {
+SLOW |= {"2309.16932 noise-collapse", "2309.16932 constraints", "2408.15495 escape-force"}
+SLOW |= {
     f"2510.00504 {claim}"
     for claim in (
         "exponent", "linear-dynamics", "network-dynamics", "scaling-law", "heads-exact", "heads-dynamics",
     )
 }  # fmt: skip
-LONG |= {"2408.15495 network-rank", "2408.15495 network-accuracy"}
-LONG |= {f"2402.07193 {claim}" for claim in ("scale", "equilibrium", "sharpness", "alignment", "isotropic")}
-LONG |= {f"2505.12387 {claim}" for claim in ("one-step", "one-epoch", "balance", "digits")}
-LONG |= {f"2602.05065 {claim}" for claim in ("closed-form", "selected", "whitened", "full-batch", "digits")}
-LONG |= {f"2605.21933 {claim}" for claim in ("one-potential", "first-order", "kinks", "least")}
-LONG |= {f"2207.14497 {claim}" for claim in ("sgd", "circulation", "reversible")}
-LONG |= {f"2510.02670 {claim}" for claim in ("twins", "slope", "bound", "reversals")}
-LONG |= {
+SLOW |= {"2408.15495 network-rank", "2408.15495 network-accuracy"}
+SLOW |= {f"2402.07193 {claim}" for claim in ("scale", "equilibrium", "sharpness", "alignment", "isotropic")}
+SLOW |= {f"2505.12387 {claim}" for claim in ("one-step", "one-epoch", "balance", "digits")}
+SLOW |= {f"2602.05065 {claim}" for claim in ("closed-form", "selected", "whitened", "full-batch", "digits")}
+SLOW |= {f"2605.21933 {claim}" for claim in ("one-potential", "first-order", "kinks", "least")}
+SLOW |= {f"2207.14497 {claim}" for claim in ("sgd", "circulation", "reversible")}
+SLOW |= {f"2510.02670 {claim}" for claim in ("twins", "slope", "bound", "reversals")}
+SLOW |= {
     f"2507.01098 {claim}" for claim in ("entropy", "closed-form", "sgd", "sgd-kernel", "stretched-labels", "breakers")
 }
-LONG |= {"2512.21447 sharpness", "2512.21447 charge"}
-LONG |= {f"2102.05375 {claim}" for claim in ("batch-rule", "tail", "real-data", "network", "fluctuation-dissipation")}
-LONG |= {"2102.05375 width", "2102.05375 width-variance"}
-LONG |= {f"2105.09557 {claim}" for claim in ("escape-time", "quadrature", "stationary-density", "dimension")}
-LONG |= {"2105.09557 noise-and-loss", "2107.11774 maximum", "2107.11774 slow-escape", "2107.11774 amsgrad"}
-LONG |= {
+SLOW |= {"2512.21447 sharpness", "2512.21447 charge"}
+SLOW |= {f"2102.05375 {claim}" for claim in ("batch-rule", "tail", "real-data", "network", "fluctuation-dissipation")}
+SLOW |= {"2102.05375 width", "2102.05375 width-variance"}
+SLOW |= {f"2105.09557 {claim}" for claim in ("escape-time", "quadrature", "stationary-density", "dimension")}
+SLOW |= {"2105.09557 noise-and-loss", "2107.11774 maximum", "2107.11774 slow-escape", "2107.11774 amsgrad"}
+SLOW |= {
     f"2303.13093 {claim}" for claim in ("growth", "phases", "noise-and-decay", "moments", "digits", "residual-rank")
 }
-LONG |= {"2105.07222 variance", "2105.07222 signal-to-noise"}
-LONG |= {"2502.05300 reduction", "2502.05300 capacity", "2502.05300 class-collapse"}
+SLOW |= {"2105.07222 variance", "2105.07222 signal-to-noise"}
+SLOW |= {"2502.05300 reduction", "2502.05300 capacity", "2502.05300 class-collapse"}
 
 #: "id claim" of claims that do not hold, and why
 FAILS = {"forecast saturation": "the ReLU layer of seed 2 rests at κ = 1.18 λ, where it still wants a unit"}
@@ -60,7 +62,7 @@ CLAIMS = [
         claim,
         id=f"{paper.id} {claim.name}",
         marks=[
-            *[pytest.mark.slow] * (f"{paper.id} {claim.name}" in LONG),
+            *[pytest.mark.slow] * (f"{paper.id} {claim.name}" in SLOW),
             *[pytest.mark.xfail(reason=FAILS[key]) for key in FAILS if key == f"{paper.id} {claim.name}"],
         ],
     )

@@ -13,6 +13,8 @@ from tests.symmetry.fuzz import examine, run
 
 from gaugefix.symmetry import find_symmetries
 
+pytestmark = pytest.mark.long
+
 N_SEEDS = 200
 
 

@@ -91,6 +91,7 @@ def test_the_block_of_a_place() -> None:
     assert block_of("head") == block_of("") == ""
 
 
+@pytest.mark.long
 def test_a_very_deep_network_is_searched_and_the_interpreter_left_as_it_was() -> None:
     limit = sys.getrecursionlimit()
     with torch.device("meta"):

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from gaugefix.symmetry import find_symmetries
 from gaugefix.testing import flat_directions
 
+pytestmark = pytest.mark.long
+
 
 class Basic(nn.Module):
     """The basic block of a ResNet, on leaky ReLU so that no unit is dead."""

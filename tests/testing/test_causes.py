@@ -13,6 +13,8 @@ from gaugefix.symmetry.verify import judgeable_parameters
 from gaugefix.testing import Cause, explain_hidden, flat_directions
 from gaugefix.testing.causes import _still_flat
 
+pytestmark = pytest.mark.long
+
 X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
 
 

@@ -14,7 +14,11 @@ from gaugefix.symmetry import Symmetries, find_symmetries
 from gaugefix.testing import check_symmetries, flat_directions
 
 pytest.importorskip("transformers")
-pytestmark = [pytest.mark.transformers, pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")]
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.transformers,
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),
+]
 
 
 @pytest.fixture(scope="module", params=sorted(CASES))

@@ -18,6 +18,8 @@ from gaugefix.control.state import state_of, write_state
 from gaugefix.control.statistics import with_statistics
 from gaugefix.errors import ControlError
 
+pytestmark = pytest.mark.long
+
 #: einsum: two classes permute the same units, each within a row or a column of the other
 #: mlp-linear: wider than the rank of its product, so that only rotations are matched
 UNDONE = [p for p in ZOO if p.id not in {"einsum", "mlp-linear", "mlp-linear-nobias"}]

@@ -19,6 +19,8 @@ from gaugefix.control import compress, fold, load_folded
 from gaugefix.control.compression import checkpoint as store
 from gaugefix.errors import ControlError, TaskError
 
+pytestmark = pytest.mark.long
+
 QUICK = {"epochs": 4, "pretrain": 2, "refit": 2}
 
 

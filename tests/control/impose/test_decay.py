@@ -101,6 +101,7 @@ def test_ramp_sets_the_decay_and_goes_on_after_a_restart():
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("gradient", [0.0, 0.06, -0.08])
+@pytest.mark.long
 def test_dying_weights_shrink_at_the_predicted_rate(momentum, gradient):
     """Loss g·w for a small weight: count the steps from one size to another."""
     lr = 5 * (1 - math.sqrt(momentum)) ** 2  # overdamped: with complex roots the size swings around its envelope

@@ -16,6 +16,8 @@ from torch import nn
 from gaugefix.control import impose
 from gaugefix.symmetry import Slice, Units
 
+pytestmark = pytest.mark.long
+
 
 def make_model() -> nn.Module:
     torch.manual_seed(0)

@@ -116,6 +116,7 @@ def test_stationary_points_are_those_of_the_penalised_problem(name, model):
         assert objective(value + 10.0 ** -(seed % 4) * step) > best - 1e-8
 
 
+@pytest.mark.long
 def test_l1_is_the_soft_threshold(x):
     layer = nn.Linear(24, 1, bias=False).double()
     goal = torch.linspace(-2, 2, 24, dtype=torch.float64)
