@@ -47,7 +47,7 @@ PROCESSES = 2
 
 
 def rows() -> list[Row]:
-    """All comparisons, a process for each of two parts at a time; about twelve minutes of CPU time."""
+    """All comparisons, a process for each of two parts at a time; about sixteen minutes of CPU time."""
     attention = "digits, one head of attention"
     parts: dict[str, Callable[[], list[Row]]] = {
         **{

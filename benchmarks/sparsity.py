@@ -99,7 +99,7 @@ def _table(name: str, problem: Problem) -> list[Row]:
     out = []
     for (method, refit), (before, after) in found.items():
         for k, keep in enumerate(KEEP):
-            best = min(float(errors[k].mean()) for (_, other), (_, errors) in found.items() if other != STAGES)
+            best = min(errors[k].mean() for (_, other), (_, errors) in found.items() if other != STAGES)
             target = BEST[keep] if name == "digits" else best
             note = f"± {standard_error(after[k]):.2f} standard error; before the refit {before[k].mean():.1f}"
             label = f"{name}, {method}, refit {refit}, {keep:.0%} kept: test error"

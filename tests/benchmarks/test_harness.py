@@ -13,7 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the folder of the benchmarks is not installed
 
 from benchmarks.__main__ import main
-from benchmarks.harness import ROOT, Row, compare, fresh_process, missing, save
+from benchmarks.harness import ROOT, Row, compare, fresh_process, kept_rows, missing, save
 
 
 def test_every_function_is_called_in_turns_and_warmed_up() -> None:
@@ -58,3 +58,21 @@ def test_every_committed_result_belongs_to_a_script() -> None:
     results = ROOT / "benchmarks" / "results"
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
     assert {path.stem for path in results.glob("*.json")} <= scripts
+
+
+def test_a_part_that_is_done_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.harness.CELLS", tmp_path)
+    calls: list[int] = []
+
+    def measure() -> list[Row]:
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return [Row("ü", 1.5, "×", 2.0, 3, "note")]
+
+    with pytest.raises(KeyboardInterrupt):
+        kept_rows("script", "part", measure)
+    first = kept_rows("script", "part", measure)
+    assert kept_rows("script", "part", measure) == first
+    assert len(calls) == 2
+    assert first[0].met is True

@@ -7,6 +7,7 @@ from gaugefix.errors import MeasurementError
 from gaugefix.measure import gradient_noise, unit_noise
 from gaugefix.measure.classes import exact_copy
 from gaugefix.measure.moments import collect_moments
+from gaugefix.measure.perexample import Moments
 
 
 def _by_hand(task, batch):
@@ -323,3 +324,16 @@ def test_nothing_to_measure(mlp, make_task, blobs):
     model.requires_grad_(False)
     with pytest.raises(MeasurementError, match="requires_grad"):
         gradient_noise(make_task(model, blobs))
+
+
+def test_sums_leave_what_others_read_as_it_was():
+    """Two parameters can have one gradient in one memory: sums that grow in place must not meet in it."""
+    shared, more = torch.ones(3), torch.full((3,), 2.0)
+    moments = Moments()
+    for total in (shared, more, more):
+        for name in "ab":
+            moments.add(name, total, torch.ones(1))
+    assert [t.tolist() for t in (moments.total["a"], moments.total["b"], shared, more)] == [
+        [5.0] * 3, [5.0] * 3, [1.0] * 3, [2.0] * 3,
+    ]  # fmt: skip
+    assert moments.count == 3
