@@ -78,7 +78,7 @@ def local_maxima() -> tuple[Claim, ...]:
             "amsgrad",
             "AMSGrad is caught at the maximum if and only if the exponent at lr/√v̂, which it freezes, is negative.",
             amsgrad,
-            Tolerance("v̂ grows until the exponent is about zero, and such walkers have not decided", absolute=0.1),
+            Tolerance("v̂ grows until the exponent is about zero, and such walkers have not decided", absolute=0.05),
             unit="share of walkers at the maximum",
         ),
     )
