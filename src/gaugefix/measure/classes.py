@@ -142,13 +142,15 @@ def structure(model: nn.Module) -> tuple[object, ...]:
     return (*map(type, model.modules()), *(k for k, p in model.named_parameters() if p.requires_grad))
 
 
-def exact_copy(task: Task) -> Task:
+def exact_copy(task: Task, *, read_only: bool = False) -> Task:
     """A task on a deep copy of the model, in float64 if the loss allows, in evaluation mode.
 
     Measurements run on it, so that the user's model keeps its mode, gradients, hooks and buffers.
 
     Args:
         task: the original.
+        read_only: for a measurement that never writes to parameters: those of the copy are others, but where no other
+            precision is needed their values are the same memory.
 
     Returns:
         The copy; its ``batches`` cast the data.
@@ -158,7 +160,8 @@ def exact_copy(task: Task) -> Task:
         >>> next(exact_copy(load_task("digits-mlp")).model.parameters()).dtype
         torch.float64
     """
-    clone = _with_model(task, copy.deepcopy(task.model).to(torch.float64).eval(), torch.float64)
+    model = _read_only_copy(task.model) if read_only else copy.deepcopy(task.model)
+    clone = _with_model(task, model.to(torch.float64).eval(), torch.float64)
     known, key = checks(task), ("float64", *structure(task.model))
     if key not in known:
         known[key] = _evaluates(clone)
@@ -169,6 +172,12 @@ def exact_copy(task: Task) -> Task:
     with contextlib.suppress(TypeError):
         _CHECKS[clone] = known
     return clone
+
+
+def _read_only_copy(model: nn.Module) -> nn.Module:
+    """A deep copy whose parameters have their values in common with the original."""
+    plain = (p for p in model.parameters() if type(p) is nn.Parameter)
+    return copy.deepcopy(model, {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in plain})
 
 
 def single_precision_copy(task: Task) -> Task:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from gaugefix.measure.classes import head
-from gaugefix.measure.parameter_uses import Node, UnknownUseError, Use, parameter_uses
+from gaugefix.measure.ghost_pass import GhostPass, pieces_of
+from gaugefix.measure.parameter_uses import Node, Use, parameter_uses
 from gaugefix.measure.perexample import Moments, trainable
-from gaugefix.measure.sample_gradients import Outer, Piece, diagonal, forming_pays, squares
+from gaugefix.measure.sample_gradients import Outer, Piece, forming_pays, squares
 from gaugefix.task import Batch, Task
 
 #: samples that go through the model to hold ghost norms against backward passes of all but one of them
@@ -54,7 +53,8 @@ def ghost_layouts(task: Task, batch: Batch) -> dict[str, tuple[int, ...]]:
     for name, found in uses.items():
         fits = []
         for layout in _candidates(len(found)):
-            pieces = _pieces(found, deltas, n, layout)
+            with torch.no_grad():
+                pieces = pieces_of(found, deltas, n, layout)
             if pieces is None:
                 continue
             error = (squares(pieces)[: len(rows)] - truth[name]).abs()
@@ -66,46 +66,35 @@ def ghost_layouts(task: Task, batch: Batch) -> dict[str, tuple[int, ...]]:
     return _unambiguous(uses, fitting)
 
 
-def add_ghosts(task: Task, batch: Batch, moments: Moments, layouts: Mapping[str, tuple[int, ...]]) -> list[str]:
+def add_ghosts(
+    task: Task, batch: Batch, params: Mapping[str, Tensor], moments: Moments, layouts: Mapping[str, tuple[int, ...]]
+) -> list[str]:
     """Add a batch by ghost norms.
 
     Args:
         task: gives model and loss.
         batch: one batch.
+        params: the trainable ones.
         moments: what to add to.
         layouts: from `ghost_layouts`, of a batch with the same shapes.
 
     Returns:
         The parameters for which the graph of this batch did not allow it; nothing was added for them.
     """
-    params = {k: p for k, p in trainable(task.model).items() if k in layouts}
+    params = {k: params[k] for k in layouts}
     losses = task.loss(task.model, batch)
     n = len(losses)
     uses = {k: u for k, u in parameter_uses(losses, params).items() if u and len(u) == len(layouts[k])}
+    if not uses:
+        return list(layouts)
     forming = {k for k, u in uses.items() if _forms(u, n)}
-    deltas = _output_gradients(losses, uses, [params[k] for k in uses if k not in forming])
-    failed = [k for k in layouts if k not in uses]
-    held = Counter(_memory(d) for d in deltas.values() if d is not None)
-    for name, found in uses.items():
-        pieces = _pieces(found, deltas, n, layouts[name])
-        if pieces is None:
-            failed.append(name)
-            continue
-        sums: list[Tensor] = []
-        norms = squares(pieces, _summer(sums) if name in forming else None)
-        total = sums[0].reshape(params[name].shape) if sums else deltas[params[name]]
-        assert total is not None
-        squared = diagonal(pieces) if moments.diagonal is not None else None
-        fresh = (
-            total.is_contiguous() and held[_memory(total)] <= 1
-        )  # a gradient of zero strides or of two leaves is not
-        moments.add(name, total, norms, squared, fresh=fresh)
+    reading = GhostPass(uses, layouts, n, summed=forming, diagonals=moments.diagonal is not None)
+    reading.run(losses, params)
+    for name, norms in reading.squares.items():
+        total = reading.totals[name].reshape(params[name].shape)
+        moments.add(name, total, norms, reading.diagonals.get(name), fresh=name in reading.fresh)
         moments.used("ghost norms")
-    return failed
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    return [k for k in layouts if k not in reading.squares]
 
 
 def _unambiguous(
@@ -131,31 +120,11 @@ def _candidates(count: int) -> list[tuple[int, ...]]:
     return sorted(itertools.product((0, 1), repeat=count), key=lambda c: len(set(c)))
 
 
-def _output_gradients(
-    losses: Tensor, uses: Mapping[str, Sequence[Use]], also: Sequence[Tensor] = ()
-) -> dict[Node, Tensor | None]:
-    """Gradients of the sum of the losses for the outputs of all nodes, and for some parameters."""
+def _output_gradients(losses: Tensor, uses: Mapping[str, Sequence[Use]]) -> dict[Node, Tensor | None]:
+    """Gradients of the sum of the losses for the outputs of all nodes."""
     edges = {u.node: u.edge for found in uses.values() for u in found}
-    wanted: list[Any] = [*edges.values(), *also]
-    grads = torch.autograd.grad(losses.sum(), wanted, retain_graph=True, allow_unused=True)
-    return dict(zip([*edges, *also], grads, strict=True))
-
-
-def _pieces(
-    uses: Sequence[Use], deltas: Mapping[Node, Tensor | None], n: int, layout: Sequence[int]
-) -> list[Piece] | None:
-    """What the uses of a parameter leave, or None if they do not fit this layout or each other."""
-    found: list[Piece] = []
-    for use, k in zip(uses, layout, strict=True):
-        delta = deltas[use.node]
-        if delta is None:
-            return None
-        try:
-            with torch.no_grad():
-                found.append(use.build(delta, n, k))
-        except (UnknownUseError, RuntimeError, IndexError):
-            return None
-    return found if len({type(p) for p in found}) == 1 else None
+    grads = torch.autograd.grad(losses.sum(), list(edges.values()), retain_graph=True, allow_unused=True)
+    return dict(zip(edges, grads, strict=True))
 
 
 def _forms(uses: Sequence[Use], n: int) -> bool:
@@ -164,15 +133,3 @@ def _forms(uses: Sequence[Use], n: int) -> bool:
     if not sizes or len(sizes) < len(uses):
         return all(u.formed for u in uses)
     return forming_pays(sum(rows for rows, _, _ in sizes) // n, *sizes[0][1:])
-
-
-def _summer(sums: list[Tensor]) -> Callable[[Tensor], None]:
-    """Keeps the sum over the samples of what it is given, as the only item of the list."""
-
-    def visit(rows: Tensor) -> None:
-        if sums:
-            sums[0].addmv_(rows.mT, rows.new_ones(len(rows)))
-        else:
-            sums.append(rows.sum(0))
-
-    return visit

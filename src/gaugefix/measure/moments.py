@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from gaugefix.measure.classes import checks, sample_shapes, structure
 from gaugefix.measure.ghost_norms import add_ghosts, ghost_layouts
@@ -25,23 +26,26 @@ def collect_moments(copy: Task, *, max_samples: int = 2048, seed: int = 0, diago
         The sums.
     """
     moments = Moments(diagonal={} if diagonal else None)
+    params = trainable(copy.model)
     known, here = checks(copy), ("ghost layouts", *structure(copy.model))
     with torch.random.fork_rng(devices=[]):
         for batch in copy.batch_iter(seed):
             key = (*here, sample_shapes(batch))
             if key not in known:
                 known[key] = ghost_layouts(copy, batch)
-            _add(copy, batch, moments, known[key])
+            _add(copy, batch, params, moments, known[key])
             if moments.count >= max_samples:
                 break
     return moments
 
 
-def _add(task: Task, batch: Batch, moments: Moments, layouts: Mapping[str, tuple[int, ...]]) -> None:
+def _add(
+    task: Task, batch: Batch, params: Mapping[str, Tensor], moments: Moments, layouts: Mapping[str, tuple[int, ...]]
+) -> None:
     """Add a batch: by ghost norms where `ghost_layouts` found that they hold, the other parameters in full."""
-    rest = [k for k in trainable(task.model) if k not in layouts]
+    rest = [k for k in params if k not in layouts]
     if layouts:
-        rest += add_ghosts(task, batch, moments, layouts)
+        rest += add_ghosts(task, batch, params, moments, layouts)
     if rest:
         _full(task, batch, moments, rest)
 

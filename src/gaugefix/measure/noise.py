@@ -89,7 +89,7 @@ def gradient_noise(task: Task, *, max_samples: int = 2048, seed: int = 0) -> Gra
         raise MeasurementError(f"gradient_noise: max_samples must be at least 1, got {max_samples!r}.")
     if not trainable(task.model):
         raise MeasurementError(f"gradient_noise: no parameter of task {task.name!r} has requires_grad=True.")
-    moments = collect_moments(exact_copy(task), max_samples=max_samples, seed=seed)
+    moments = collect_moments(exact_copy(task, read_only=True), max_samples=max_samples, seed=seed)
     return _summary(moments, task)
 
 
@@ -133,7 +133,7 @@ def unit_noise(
         One entry per class whose parameters are all trainable. Cost: `gradient_noise` and, where inputs have
         positions, the gradients of single samples in small blocks.
     """
-    moments = collect_moments(exact_copy(task), max_samples=max_samples, seed=seed, diagonal=True)
+    moments = collect_moments(exact_copy(task, read_only=True), max_samples=max_samples, seed=seed, diagonal=True)
     n, found = moments.count, []
     mean_sq = {k: (t / n).square() for k, t in moments.total.items()}
     trace = {k: (d / n - mean_sq[k]).clamp(min=0) for k, d in (moments.diagonal or {}).items()}
@@ -147,12 +147,14 @@ def unit_noise(
 
 
 def _summary(moments: Moments, task: Task) -> GradientNoise:
-    n, names = moments.count, trainable(task.model)
-    squares = {k: torch.cat(parts) for k, parts in moments.squares.items()}
-    per_sample = torch.stack(list(squares.values())).sum(0)
-    mean_sq = {k: (float(torch.linalg.vector_norm(t)) / n) ** 2 for k, t in moments.total.items()}
-    groups = tuple(_group(k, float(squares[k].mean()), mean_sq[k], task.batch_size) for k in names)
-    total = _group("total", float(per_sample.mean()), sum(mean_sq.values()), task.batch_size)
+    n, names = moments.count, list(trainable(task.model))
+    squares = torch.stack([torch.cat(moments.squares[k]) for k in names])  # (parameters, n)
+    norms = torch.stack([torch.linalg.vector_norm(moments.total[k]) for k in names])
+    mean_sq = [(norm / n) ** 2 for norm in norms.tolist()]
+    per_sample = squares.sum(0)
+    found = zip(names, squares.mean(1).tolist(), mean_sq, strict=True)
+    groups = tuple(_group(k, mean, square, task.batch_size) for k, mean, square in found)
+    total = _group("total", float(per_sample.mean()), sum(mean_sq), task.batch_size)
     stderr = float(per_sample.std()) / math.sqrt(n) if n > 1 else math.nan
     return GradientNoise(groups, total, n, stderr, task.lr / task.batch_size, ", ".join(moments.methods))
 

@@ -124,7 +124,7 @@ def _matrix(param: Tensor, node: Node, i: int, transposed: bool, _: _Consumers) 
         raise UnknownUseError("scaled product")
 
     def build(delta: Tensor, n: int, layout: int) -> Outer:
-        h, d = (_by_sample(t.detach(), n, layout)[:, None] for t in (inputs, delta))
+        h, d = (_by_sample(t, n, layout).unsqueeze(1) for t in (inputs, delta))
         return Outer(d, h, param.shape[0]) if transposed else Outer(h, d, param.shape[0])
 
     return Use(node, build, (len(inputs), *param.shape))
@@ -157,7 +157,9 @@ def _reduced(delta: Tensor, shape: torch.Size, n: int, layout: int) -> Tensor:
     if padded[layout] != 1 and n != 1:
         raise UnknownUseError("the parameter has an axis of samples")
     summed = [d for d, size in enumerate(padded) if size == 1 and d != layout and delta.shape[d] != 1]
-    return (delta.sum(summed, keepdim=True) if summed else delta).movedim(layout, 0).reshape(n, -1)
+    rows = delta.sum(summed, keepdim=True) if summed else delta
+    rows = rows.movedim(layout, 0) if layout else rows
+    return rows if rows.ndim == 2 else rows.reshape(n, -1)
 
 
 def _embedding(param: Tensor, node: Node, _: int, transposed: bool, consumers: _Consumers) -> Use:
@@ -183,11 +185,11 @@ def _embedding(param: Tensor, node: Node, _: int, transposed: bool, consumers: _
 
 
 def _layer_norm(param: Tensor, node: Node, i: int, transposed: bool, _: _Consumers) -> Use:
-    if i == 1:
-        normal = (node._saved_input - node._saved_result1) * node._saved_result2
+    x, mean, scale = (node._saved_input, node._saved_result1, node._saved_result2) if i == 1 else (None, None, None)
 
     def build(delta: Tensor, n: int, layout: int) -> Formed:
-        return Formed(_reduced(delta * normal if i == 1 else delta, param.shape, n, layout))
+        each = delta if x is None else ((x - mean) * scale).mul_(delta)
+        return Formed(_reduced(each, param.shape, n, layout))
 
     return Use(node, build, formed=True)
 

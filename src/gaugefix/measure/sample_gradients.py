@@ -53,6 +53,53 @@ class Outer:
 Piece = Formed | Outer
 
 
+class RowNorms:
+    """Norms of rows, each taken once: what leaves a layer belongs to its weight and to its bias."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}  # the rows are kept: their address names them
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Norm along the last dimension, in one pass over memory.
+
+        Args:
+            rows: ``(..., entries)``.
+
+        Returns:
+            ``(rows,)``, all leading dimensions in one.
+        """
+        if not rows.is_contiguous():
+            return _norms(rows)
+        key = (rows.data_ptr(), rows.numel(), rows.shape[-1])
+        if key not in self._known:
+            self._known[key] = rows, _norms(rows)
+        return self._known[key][1]
+
+
+class Sum:
+    """Sum over the samples of the gradients it is called with, for `squares` to visit."""
+
+    def __init__(self) -> None:
+        self._value: Tensor | None = None
+
+    def __call__(self, rows: Tensor) -> None:
+        """Add some samples.
+
+        Args:
+            rows: ``(samples, entries)``; not kept.
+        """
+        if self._value is None:
+            self._value = rows.sum(0)
+        else:
+            self._value.addmv_(rows.mT, rows.new_ones(len(rows)))
+
+    @property
+    def value(self) -> Tensor:
+        """``(entries,)``."""
+        assert self._value is not None
+        return self._value
+
+
 def forming_pays(positions: int, left: int, right: int) -> bool:
     """Whether forming Σ_t l_t r_tᵀ for every sample is cheaper than the Gram matrices of l and r.
 
@@ -68,13 +115,16 @@ def forming_pays(positions: int, left: int, right: int) -> bool:
 
 
 @torch.no_grad()
-def squares(pieces: Sequence[Piece], visit: Callable[[Tensor], None] | None = None) -> Tensor:
+def squares(
+    pieces: Sequence[Piece], visit: Callable[[Tensor], None] | None = None, norms: RowNorms | None = None
+) -> Tensor:
     """Squared norms of the gradients of a parameter that the pieces add up to.
 
     Args:
         pieces: one for every use of the parameter, all `Formed` or all `Outer`.
         visit: is given the formed gradients, ``(samples, entries)`` at a time; it must not keep them. Without it they
             are formed only where that is cheaper.
+        norms: what is known of rows that these pieces share with others.
 
     Returns:
         ``(n,)``.
@@ -82,6 +132,7 @@ def squares(pieces: Sequence[Piece], visit: Callable[[Tensor], None] | None = No
     Raises:
         TypeError: if the pieces are of both kinds.
     """
+    norms = RowNorms() if norms is None else norms
     formed = [p.rows for p in pieces if isinstance(p, Formed)]
     outer = [p for p in pieces if isinstance(p, Outer)]
     if formed and outer:
@@ -90,17 +141,17 @@ def squares(pieces: Sequence[Piece], visit: Callable[[Tensor], None] | None = No
         rows = torch.stack(formed).sum(0) if len(formed) > 1 else formed[0]
         if visit is not None:
             visit(rows)
-        return _squared(rows)
+        return norms(rows).square()
     positions = sum(p.right.shape[2] for p in outer)
     if visit is None and (
         any(p.one_hot for p in outer) or not forming_pays(positions, outer[0].size, outer[0].right.shape[3])
     ):
-        return _gram_squares(outer)
+        return _gram_squares(outer, norms)
     found = []
     for rows in _form(outer):
         if visit is not None:
             visit(rows)
-        found.append(_squared(rows))
+        found.append(_norms(rows).square())
     return torch.cat(found)
 
 
@@ -129,17 +180,18 @@ def diagonal(pieces: Sequence[Piece]) -> Tensor:
     return total[0]
 
 
-def _gram_squares(pieces: Sequence[Outer]) -> Tensor:
+def _gram_squares(pieces: Sequence[Outer], norms: RowNorms) -> Tensor:
     """Σ over pairs of positions of ⟨l_t, l_s⟩⟨r_t, r_s⟩."""
     if len(pieces) > 1 and not any(p.one_hot for p in pieces):
         left, right = (torch.cat([getattr(p, side) for p in pieces], dim=2) for side in ("left", "right"))
         pieces = [Outer(left, right, pieces[0].size)]
     if len(pieces) == 1 and not pieces[0].one_hot and pieces[0].right.shape[2] == 1:
-        return (_squared(pieces[0].left.squeeze(2)) * _squared(pieces[0].right.squeeze(2))).sum(1)
+        each = (norms(pieces[0].left) * norms(pieces[0].right)).square()
+        return each if len(each) == len(pieces[0].right) else each.unflatten(0, (-1, pieces[0].right.shape[1])).sum(1)
     total = pieces[0].right.new_zeros(len(pieces[0].right))
     for i, a in enumerate(pieces):
         for b in pieces[i:]:
-            part = torch.einsum("ngts,ngts->n", _left_gram(a, b), a.right @ b.right.mT)
+            part = _left_gram(a, b).mul_(a.right @ b.right.mT).flatten(1).sum(1)
             total += part if a is b else 2 * part
     return total
 
@@ -192,7 +244,6 @@ def _one_hot_diagonal(piece: Outer) -> Tensor:
     return piece.right.new_zeros(piece.size, width).index_add_(0, unique % piece.size, sums.square()).reshape(-1)
 
 
-def _squared(rows: Tensor) -> Tensor:
-    """Squared norm along the last dimension, in one pass over memory."""
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=-1)
-    return norms.square()
+def _norms(rows: Tensor) -> Tensor:
+    found: Tensor = torch.linalg.vector_norm(rows, dim=-1)
+    return found.flatten()
