@@ -10,9 +10,9 @@ from torch import Tensor
 
 from gaugefix.measure.classes import head
 from gaugefix.measure.ghost_pass import GhostPass, pieces_of
-from gaugefix.measure.parameter_uses import Node, Use, parameter_uses
+from gaugefix.measure.parameter_uses import GradientGraph, Node, Use
 from gaugefix.measure.perexample import Moments, trainable
-from gaugefix.measure.sample_gradients import Outer, Piece, forming_pays, squares
+from gaugefix.measure.sample_gradients import Outer, Piece, squares
 from gaugefix.task import Batch, Task
 
 #: samples that go through the model to hold ghost norms against backward passes of all but one of them
@@ -38,7 +38,7 @@ def ghost_layouts(task: Task, batch: Batch) -> dict[str, tuple[int, ...]]:
     n = len(losses)
     if losses.grad_fn is None or n < 2:
         return {}
-    uses = {k: u for k, u in parameter_uses(losses, params).items() if u}
+    uses = {k: u for k, u in GradientGraph(losses).uses(params).items() if u}
     deltas = _output_gradients(losses, uses)
     rows = [
         torch.autograd.grad(
@@ -84,17 +84,13 @@ def add_ghosts(
     params = {k: params[k] for k in layouts}
     losses = task.loss(task.model, batch)
     n = len(losses)
-    uses = {k: u for k, u in parameter_uses(losses, params).items() if u and len(u) == len(layouts[k])}
+    graph = GradientGraph(losses)
+    uses = {k: u for k, u in graph.uses(params).items() if u and len(u) == len(layouts[k])}
     if not uses:
         return list(layouts)
-    forming = {k for k, u in uses.items() if _forms(u, n)}
-    reading = GhostPass(uses, layouts, n, summed=forming, diagonals=moments.diagonal is not None)
-    reading.run(losses, params)
-    for name, norms in reading.squares.items():
-        total = reading.totals[name].reshape(params[name].shape)
-        moments.add(name, total, norms, reading.diagonals.get(name), fresh=name in reading.fresh)
-        moments.used("ghost norms")
-    return [k for k in layouts if k not in reading.squares]
+    reading = GhostPass(uses, params, layouts, n, moments)
+    reading.run(losses, graph)
+    return [k for k in layouts if k not in reading.read]
 
 
 def _unambiguous(
@@ -125,11 +121,3 @@ def _output_gradients(losses: Tensor, uses: Mapping[str, Sequence[Use]]) -> dict
     edges = {u.node: u.edge for found in uses.values() for u in found}
     grads = torch.autograd.grad(losses.sum(), list(edges.values()), retain_graph=True, allow_unused=True)
     return dict(zip(edges, grads, strict=True))
-
-
-def _forms(uses: Sequence[Use], n: int) -> bool:
-    """Whether forming the gradients is the shorter way: their sum need not come from the backward pass then."""
-    sizes = [u.outer for u in uses if u.outer is not None]
-    if not sizes or len(sizes) < len(uses):
-        return all(u.formed for u in uses)
-    return forming_pays(sum(rows for rows, _, _ in sizes) // n, *sizes[0][1:])

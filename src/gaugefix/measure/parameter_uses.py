@@ -35,12 +35,15 @@ class Use:
             and 1 if the positions do. It raises `UnknownUseError` where the shapes do not fit.
         outer: sizes ``(rows, a, b)`` of an outer product (rows counts all samples), or None.
         formed: whether ``build`` gives the gradients themselves.
+        total: ``total(output_gradient, start)`` gives the sum of the gradients of all samples, added in place to
+            ``start`` if there is one; None where that is left to the backward pass.
     """
 
     node: Node
     build: Callable[[Tensor, int, int], Piece]
     outer: tuple[int, int, int] | None = None
     formed: bool = False
+    total: Callable[[Tensor, Tensor | None], Tensor] | None = None
 
     @property
     def edge(self) -> GradientEdge:
@@ -48,32 +51,58 @@ class Use:
         return GradientEdge(self.node, 0)
 
 
-@torch.no_grad()
-def parameter_uses(output: Tensor, params: Mapping[str, Tensor]) -> dict[str, list[Use] | None]:
-    """Every use of every parameter in the graph of a tensor.
+class GradientGraph:
+    """The graph that a backward pass takes, from a tensor down to the leaves it was computed from.
 
     Args:
-        output: what was computed from the parameters.
-        params: leaves by name.
-
-    Returns:
-        By name; None if one of its uses is not known, an empty list if it is not used.
+        output: the tensor.
     """
-    consumers: dict[Node, list[tuple[Node, int]]] = {}
-    leaves: dict[int, Node] = {}
-    stack, seen = [output.grad_fn], {output.grad_fn}
-    while stack:
-        node = stack.pop()
-        for i, (below, _) in enumerate(node.next_functions if node is not None else ()):
-            if below is None:
-                continue
-            consumers.setdefault(below, []).append((node, i))
-            if below not in seen:
-                seen.add(below)
-                stack.append(below)
-                if hasattr(below, "variable"):
-                    leaves[id(below.variable)] = below
-    return {name: _uses(p, leaves.get(id(p)), consumers) for name, p in params.items()}
+
+    def __init__(self, output: Tensor) -> None:
+        self._consumers: dict[Node, list[tuple[Node, int]]] = {}
+        self._leaves: dict[int, Node] = {}
+        stack, seen = [output.grad_fn], {output.grad_fn}
+        while stack:
+            node = stack.pop()
+            for i, (below, _) in enumerate(node.next_functions if node is not None else ()):
+                if below is None:
+                    continue
+                self._consumers.setdefault(below, []).append((node, i))
+                if below not in seen:
+                    seen.add(below)
+                    stack.append(below)
+                    if hasattr(below, "variable"):
+                        self._leaves[id(below.variable)] = below
+
+    @torch.no_grad()
+    def uses(self, params: Mapping[str, Tensor]) -> dict[str, list[Use] | None]:
+        """Every use of every parameter.
+
+        Args:
+            params: leaves by name.
+
+        Returns:
+            By name; None if one of its uses is not known, an empty list if it is not used.
+        """
+        return {name: _uses(p, self._leaves.get(id(p)), self._consumers) for name, p in params.items()}
+
+    def lowest(self, nodes: Iterable[Node]) -> set[Node]:
+        """Those of some nodes below which there is none of the others.
+
+        Args:
+            nodes: of this graph.
+
+        Returns:
+            A backward pass that reaches these goes through all.
+        """
+        nodes = list(nodes)
+        stack, above = list(nodes), set[Node]()
+        while stack:
+            for node, _ in self._consumers.get(stack.pop(), ()):
+                if node not in above:
+                    above.add(node)
+                    stack.append(node)
+        return {node for node in nodes if node not in above}
 
 
 def _uses(param: Tensor, leaf: Node, consumers: Mapping[Node, list[tuple[Node, int]]]) -> list[Use] | None:
@@ -123,11 +152,18 @@ def _matrix(param: Tensor, node: Node, i: int, transposed: bool, _: _Consumers) 
     if i == 2 and node._saved_alpha != 1:
         raise UnknownUseError("scaled product")
 
-    def build(delta: Tensor, n: int, layout: int) -> Outer:
-        h, d = (_by_sample(t, n, layout).unsqueeze(1) for t in (inputs, delta))
-        return Outer(d, h, param.shape[0]) if transposed else Outer(h, d, param.shape[0])
+    def sides(delta: Tensor) -> tuple[Tensor, Tensor]:
+        return (delta, inputs) if transposed else (inputs, delta)
 
-    return Use(node, build, (len(inputs), *param.shape))
+    def build(delta: Tensor, n: int, layout: int) -> Outer:
+        left, right = (_by_sample(t, n, layout).unsqueeze(1) for t in sides(delta))
+        return Outer(left, right, param.shape[0])
+
+    def total(delta: Tensor, start: Tensor | None) -> Tensor:
+        left, right = sides(delta)
+        return left.mT @ right if start is None else start.addmm_(left.mT, right)
+
+    return Use(node, build, (len(inputs), *param.shape), total=total)
 
 
 def _broadcast(param: Tensor, node: Node, i: int, transposed: bool, _: _Consumers) -> Use:

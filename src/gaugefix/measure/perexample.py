@@ -43,12 +43,14 @@ class Moments:
 
         Args:
             name: of the parameter.
-            total: sum of the gradients; it is kept.
+            total: sum of the gradients, which is kept; or what `growing` gave, if that has grown already.
             squares: ``(batch,)`` squared norms.
             diagonal: sum of the squared entries, if wanted.
             fresh: whether nobody else reads ``total``, so that it may grow in place; else it is not changed.
         """
-        if name in self._own:
+        if total is self.total.get(name):
+            pass
+        elif name in self._own:
             self.total[name] += total
         else:
             self.total[name] = self.total[name] + total if name in self.total else total
@@ -57,6 +59,17 @@ class Moments:
         self.squares.setdefault(name, []).append(squares)
         if self.diagonal is not None and diagonal is not None:
             self.diagonal[name] = self.diagonal.get(name, 0) + diagonal.reshape(total.shape)
+
+    def growing(self, name: str) -> Tensor | None:
+        """The total so far, to be added to in place.
+
+        Args:
+            name: of a parameter.
+
+        Returns:
+            None if there is none, or if somebody else reads it.
+        """
+        return self.total[name] if name in self._own else None
 
     def used(self, method: str) -> None:
         """Note a method.
