@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import Row, compare, missing
-from benchmarks.problems import CLASSIFIER, DEEP, convolutions, exact_task, full_gradient
+from benchmarks.problems import CLASSIFIER, DEEP, convolutions, exact_task, full_gradient, in_float32
 from gaugefix import Task
-from gaugefix.measure import HessianOperator, hvp
+from gaugefix.measure import HessianOperator, hvp, precision
 
 REPEATS = 15
 PEERS = ("pyhessian", "curvlinops", "hessian_eigenthings")
@@ -23,12 +23,15 @@ def rows() -> list[Row]:
         "in a network of equal layers a product has 6 matrix products per layer where a gradient has 3, "
         "fresh 8 or 9, whatever the order of differentiation"
     )
+    with precision(torch.float32):
+        single = _ratios("convolutions, batch of 128, in float32", in_float32(convolutions(128)), (1.5, None))
     return [
         *_ratios("784-256-256-10", exact_task(CLASSIFIER), (1.5, 2.6)),
         *_ratios("7 layers of 256", exact_task(DEEP), (None, None), deep),
         *_ratios(
             "convolutions", convolutions(256), (None, None), "two layers of equal weight, the first without input"
         ),
+        *single,
     ]
 
 

@@ -7,13 +7,22 @@ import logging
 import warnings
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from benchmarks.harness import Row, compare, missing
-from benchmarks.problems import CLASSIFIER, convolutions, exact_task, full_gradient, language_model, transformer_block
+from benchmarks.problems import (
+    CLASSIFIER,
+    convolutions,
+    exact_task,
+    full_gradient,
+    in_float32,
+    language_model,
+    transformer_block,
+)
 from gaugefix import Task
-from gaugefix.measure import gradient_noise
+from gaugefix.measure import gradient_noise, precision
 
 REPEATS = 15
 FEW = 5
@@ -24,22 +33,28 @@ FIXED = "of it 0.2 for the copy of the model and 0.1 for norms of the mean, whic
 
 def rows() -> list[Row]:
     """Ratios over one gradient of the same loss on the same data in the same precision."""
+    problems = {
+        "Linear layers": (exact_task(n=2048, batch_size=512), REPEATS),
+        "convolutions": (convolutions(), FEW),
+        "attention block": (transformer_block(), FEW),
+        "language model of width 64": (language_model(64), FEW),
+        "language model of width 256": (language_model(256), FEW),
+    }
+    with precision(torch.float32):
+        single = [_row(f"{k}, in float32", in_float32(task), n, None) for k, (task, n) in problems.items()]
     return [
-        _row("Linear layers", exact_task(n=2048, batch_size=512), REPEATS),
-        _row("convolutions", convolutions(), FEW),
-        _row("attention block", transformer_block(), FEW),
-        _row("language model of width 64", language_model(64), FEW),
-        _row("language model of width 256", language_model(256), FEW),
+        *(_row(k, task, n, 1.2) for k, (task, n) in problems.items()),
+        *single,
         *_side_by_side("784-256-256-10", exact_task(CLASSIFIER, n=SAMPLES, batch_size=SAMPLES), FIXED),
         *_side_by_side("convolutions", convolutions(SAMPLES)),
         *_side_by_side("attention block", transformer_block(SAMPLES)),
     ]
 
 
-def _row(name: str, task: Task, repeats: int) -> Row:
+def _row(name: str, task: Task, repeats: int, target: float | None) -> Row:
     times = compare({"gradient": lambda: full_gradient(task), "noise": lambda: gradient_noise(task)}, repeats=repeats)
     method = gradient_noise(task).method
-    return Row(f"trace of the gradient noise, {name}", times["noise"] / times["gradient"], "×", 1.2, repeats, method)
+    return Row(f"trace of the gradient noise, {name}", times["noise"] / times["gradient"], "×", target, repeats, method)
 
 
 def _side_by_side(name: str, task: Task, note: str = "") -> list[Row]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from itertools import pairwise
 
 import torch
 from torch import nn
 
 from gaugefix import Task
+from gaugefix.measure.classes import to_dtype
 
 #: 0.27 M parameters, most of them in the first layer: the usual small classifier
 CLASSIFIER = (784, 256, 256, 10)
@@ -119,6 +122,12 @@ def exact_task(widths: tuple[int, ...] = CLASSIFIER, *, n: int = 512, batch_size
         weight_decay=1e-3,
         batch_size=batch_size,
     )
+
+
+def in_float32(task: Task) -> Task:
+    """The same problem as most people have it; measure it inside ``gaugefix.measure.precision(torch.float32)``."""
+    batches = [to_dtype(batch, torch.float32) for batch in task.batches()]
+    return dataclasses.replace(task, model=copy.deepcopy(task.model).float(), batches=lambda: batches)
 
 
 def full_gradient(task: Task) -> None:

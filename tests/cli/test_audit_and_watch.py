@@ -84,6 +84,18 @@ class TestAudit:
         assert run(*arguments, "none.jsonl") == 2
         assert "Cannot read none.jsonl" in capsys.readouterr().err
 
+    def test_single_precision_is_said(self, folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+        arguments = ("audit", "my_task:make", "--no-train", "--json", "-q")
+        assert run(*arguments, "--precision", "single") == 0
+        single = json.loads(capsys.readouterr().out)
+        assert run(*arguments) == 0
+        double = json.loads(capsys.readouterr().out)
+        assert [note for note in single["notes"] if "float32" in note]
+        assert not [note for note in double["notes"] if "float32" in note]
+        assert single["noise"]["total"]["trace"] != double["noise"]["total"]["trace"]
+        assert single["noise"]["total"]["trace"] == pytest.approx(double["noise"]["total"]["trace"], rel=1e-5)
+        assert run(*arguments, "--precision", "half") == 2
+
     def test_json_is_alone_on_standard_output(self, folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("audit", "my_task:make", "--json", "--epochs", "1") == 0
         out, err = capsys.readouterr()

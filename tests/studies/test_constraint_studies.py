@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from gaugefix.studies import Setting, constraint_solvers, l1_by_redundancy, symmetry_removal
 from gaugefix.studies.registry import find_study
@@ -56,6 +57,7 @@ def test_a_wrong_strength_is_found_by_the_convex_solvers(monkeypatch):
     assert not found.cell_passed.any()
 
 
+@pytest.mark.long
 def test_a_slightly_wrong_strength_is_another_logistic_regression(monkeypatch):
     """One percent changes the objective at its minimum in second order, and that is seen."""
     right = constraint_solvers.impose.penalty

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import torch
+
 from gaugefix.advice import advise
 from gaugefix.audit.boundary import Boundary
 from gaugefix.audit.events import read_events
@@ -15,7 +17,7 @@ from gaugefix.audit.full import measure_fully
 from gaugefix.audit.records import Audit, TaskSummary
 from gaugefix.errors import MeasurementError
 from gaugefix.forecast import certify, forecast
-from gaugefix.measure import check_charge_law, collapse_report, gradient_noise
+from gaugefix.measure import check_charge_law, collapse_report, gradient_noise, working_precision
 from gaugefix.symmetry import Symmetries, find_symmetries
 from gaugefix.task import Task
 from gaugefix.threads import is_small, one_thread
@@ -41,7 +43,8 @@ def audit(
 
     The model is trained first for ``task.epochs`` passes (in place); with ``epochs=0`` it is measured as it is. A
     measurement that fails is reported in `Audit.skipped` with its reason and does not stop the others. Small networks
-    run on one thread, see `gaugefix.threads.one_thread`; for the others ``OMP_NUM_THREADS`` decides.
+    run on one thread, see `gaugefix.threads.one_thread`; for the others ``OMP_NUM_THREADS`` decides. It computes in
+    float64, or in what `gaugefix.measure.precision` says.
 
     Args:
         task: what to audit.
@@ -95,6 +98,8 @@ def _measure(
     found = run("symmetries", lambda: find_symmetries(task))
     symmetries = found if found is not None else Symmetries((), ())
     params = {name: p.detach() for name, p in task.model.named_parameters()}
+    if working_precision() != torch.float64:
+        boundary.notes.append("measurements: computed in float32; what is below 1e-6 of the rest may be rounding")
     if symmetries.units:
         collapse = run("collapse", lambda: collapse_report(params, symmetries))
         charges = run("charges", lambda: check_charge_law(task, symmetries, seed=seed))

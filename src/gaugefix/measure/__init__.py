@@ -20,6 +20,8 @@ from gaugefix.measure.charges import balance as balance
 from gaugefix.measure.charges import charge_decomposition as charge_decomposition
 from gaugefix.measure.charges import check_charge_law as check_charge_law
 from gaugefix.measure.classes import exact_copy as exact_copy
+from gaugefix.measure.classes import precision as precision
+from gaugefix.measure.classes import working_precision as working_precision
 from gaugefix.measure.collapse import CollapseReport as CollapseReport
 from gaugefix.measure.collapse import UnitCollapse as UnitCollapse
 from gaugefix.measure.collapse import collapse_report as collapse_report

@@ -137,9 +137,10 @@ def _rule(node: Node, i: int) -> _Rule:
 
 def _by_sample(rows: Tensor, n: int, layout: int) -> Tensor:
     """``(rows, ...)`` to ``(n, positions, ...)``."""
-    if len(rows) % n:
+    count = rows.shape[0]
+    if count % n:
         raise UnknownUseError("rows are not a multiple of the samples")
-    if len(rows) == n and layout == 1:
+    if count == n and layout == 1:
         raise UnknownUseError("with one position there is one layout")
     if layout == 0:
         return rows.reshape(n, -1, *rows.shape[1:])
@@ -163,7 +164,7 @@ def _matrix(param: Tensor, node: Node, i: int, transposed: bool, _: _Consumers) 
         left, right = sides(delta)
         return left.mT @ right if start is None else start.addmm_(left.mT, right)
 
-    return Use(node, build, (len(inputs), *param.shape), total=total)
+    return Use(node, build, (inputs.shape[0], *param.shape), total=total)
 
 
 def _broadcast(param: Tensor, node: Node, i: int, transposed: bool, _: _Consumers) -> Use:

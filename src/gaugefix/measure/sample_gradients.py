@@ -114,7 +114,6 @@ def forming_pays(positions: int, left: int, right: int) -> bool:
     return positions > 1 and 2 * positions**2 * (left + right) > _MEMORY_COST * left * right
 
 
-@torch.no_grad()
 def squares(
     pieces: Sequence[Piece], visit: Callable[[Tensor], None] | None = None, norms: RowNorms | None = None
 ) -> Tensor:
@@ -155,7 +154,6 @@ def squares(
     return torch.cat(found)
 
 
-@torch.no_grad()
 def diagonal(pieces: Sequence[Piece]) -> Tensor:
     """Sum over the samples of the squared entries of their gradients.
 
@@ -187,7 +185,8 @@ def _gram_squares(pieces: Sequence[Outer], norms: RowNorms) -> Tensor:
         pieces = [Outer(left, right, pieces[0].size)]
     if len(pieces) == 1 and not pieces[0].one_hot and pieces[0].right.shape[2] == 1:
         each = (norms(pieces[0].left) * norms(pieces[0].right)).square()
-        return each if len(each) == len(pieces[0].right) else each.unflatten(0, (-1, pieces[0].right.shape[1])).sum(1)
+        groups = pieces[0].right.shape[1]
+        return each if groups == 1 else each.unflatten(0, (-1, groups)).sum(1)
     total = pieces[0].right.new_zeros(len(pieces[0].right))
     for i, a in enumerate(pieces):
         for b in pieces[i:]:
