@@ -10,7 +10,8 @@ from torch import Tensor
 
 from gaugefix.measure.classes import head
 from gaugefix.measure.ghost_pass import GhostPass, pieces_of
-from gaugefix.measure.parameter_uses import GradientGraph, Node, Use
+from gaugefix.measure.gradient_graph import GradientGraph
+from gaugefix.measure.parameter_uses import Node, Use
 from gaugefix.measure.perexample import Moments, trainable
 from gaugefix.measure.sample_gradients import Outer, Piece, squares
 from gaugefix.task import Batch, Task

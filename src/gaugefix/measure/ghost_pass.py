@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from gaugefix.measure.parameter_uses import GradientGraph, Node, UnknownUseError, Use
+from gaugefix.measure.gradient_graph import GradientGraph
+from gaugefix.measure.parameter_uses import Node, UnknownUseError, Use
 from gaugefix.measure.perexample import Moments
 from gaugefix.measure.sample_gradients import Piece, RowNorms, Sum, diagonal, forming_pays, squares
 

@@ -1,8 +1,7 @@
-"""Where parameters enter a recorded autograd graph, and what each use leaves of the gradients of single samples.
+"""What each use of a parameter in an autograd graph leaves of the gradients of single samples.
 
-The graph that a forward pass records is the whole truth about the gradient: a parameter that is used twice, or by a
-function instead of its module, shows there. A use is known by the name of its node; the node keeps the inputs that the
-gradient needs, and the gradient of its output is what a backward pass is asked for.
+A use is known by the name of its node; the node keeps the inputs that the gradient needs, and the gradient of its
+output is what a backward pass is asked for.
 """
 
 from __future__ import annotations
@@ -51,88 +50,9 @@ class Use:
         return GradientEdge(self.node, 0)
 
 
-class GradientGraph:
-    """The graph that a backward pass takes, from a tensor down to the leaves it was computed from.
-
-    Args:
-        output: the tensor.
-    """
-
-    def __init__(self, output: Tensor) -> None:
-        self._consumers: dict[Node, list[tuple[Node, int]]] = {}
-        self._leaves: dict[int, Node] = {}
-        stack, seen = [output.grad_fn], {output.grad_fn}
-        while stack:
-            node = stack.pop()
-            for i, (below, _) in enumerate(node.next_functions if node is not None else ()):
-                if below is None:
-                    continue
-                self._consumers.setdefault(below, []).append((node, i))
-                if below not in seen:
-                    seen.add(below)
-                    stack.append(below)
-                    if hasattr(below, "variable"):
-                        self._leaves[id(below.variable)] = below
-
-    @torch.no_grad()
-    def uses(self, params: Mapping[str, Tensor]) -> dict[str, list[Use] | None]:
-        """Every use of every parameter.
-
-        Args:
-            params: leaves by name.
-
-        Returns:
-            By name; None if one of its uses is not known, an empty list if it is not used.
-        """
-        return {name: _uses(p, self._leaves.get(id(p)), self._consumers) for name, p in params.items()}
-
-    def lowest(self, nodes: Iterable[Node]) -> set[Node]:
-        """Those of some nodes below which there is none of the others.
-
-        Args:
-            nodes: of this graph.
-
-        Returns:
-            A backward pass that reaches these goes through all.
-        """
-        nodes = list(nodes)
-        stack, above = list(nodes), set[Node]()
-        while stack:
-            for node, _ in self._consumers.get(stack.pop(), ()):
-                if node not in above:
-                    above.add(node)
-                    stack.append(node)
-        return {node for node in nodes if node not in above}
-
-
-def _uses(param: Tensor, leaf: Node, consumers: Mapping[Node, list[tuple[Node, int]]]) -> list[Use] | None:
-    found: list[Use] = []
-    try:
-        for node, i in consumers.get(leaf, []):
-            if _transposes(node):
-                found += [_rule(above, j)(param, above, j, True, consumers) for above, j in consumers[node]]
-            else:
-                found.append(_rule(node, i)(param, node, i, False, consumers))
-    except (UnknownUseError, RuntimeError, AttributeError):  # the saved tensors may be gone or changed in place
-        return None
-    return found
-
-
-def _transposes(node: Node) -> bool:
-    """Whether a node is the transposition of a matrix."""
-    name = node.name()
-    return name == "TBackward0" or (name == "PermuteBackward0" and [d % 2 for d in node._saved_dims] == [1, 0])
-
-
-_Consumers = Mapping[Node, list[tuple[Node, int]]]
-_Rule = Callable[[Tensor, Node, int, bool, _Consumers], Use]
-
-
-def _rule(node: Node, i: int) -> _Rule:
-    rule = _RULES.get((node.name(), i))
-    if rule is None:
-        raise UnknownUseError(node.name())
-    return rule
+#: what a node's output goes into, and as which input
+Consumers = Mapping[Node, list[tuple[Node, int]]]
+Rule = Callable[[Tensor, Node, int, bool, Consumers], Use]
 
 
 def _by_sample(rows: Tensor, n: int, layout: int) -> Tensor:
@@ -147,7 +67,7 @@ def _by_sample(rows: Tensor, n: int, layout: int) -> Tensor:
     return rows.reshape(-1, n, *rows.shape[1:]).transpose(0, 1)
 
 
-def _matrix(param: Tensor, node: Node, i: int, transposed: bool, _: _Consumers) -> Use:
+def _matrix(param: Tensor, node: Node, i: int, transposed: bool, _: Consumers) -> Use:
     """Rows of inputs times the parameter, or times its transpose."""
     inputs = node._saved_mat1 if i == 2 else node._saved_self
     if i == 2 and node._saved_alpha != 1:
@@ -167,7 +87,7 @@ def _matrix(param: Tensor, node: Node, i: int, transposed: bool, _: _Consumers) 
     return Use(node, build, (inputs.shape[0], *param.shape), total=total)
 
 
-def _broadcast(param: Tensor, node: Node, i: int, transposed: bool, _: _Consumers) -> Use:
+def _broadcast(param: Tensor, node: Node, i: int, transposed: bool, _: Consumers) -> Use:
     """Added, subtracted, expanded or multiplied entry by entry."""
     factor: Tensor | float = 1.0
     if node.name() == "MulBackward0":
@@ -199,7 +119,7 @@ def _reduced(delta: Tensor, shape: torch.Size, n: int, layout: int) -> Tensor:
     return rows if rows.ndim == 2 else rows.reshape(n, -1)
 
 
-def _embedding(param: Tensor, node: Node, _: int, transposed: bool, consumers: _Consumers) -> Use:
+def _embedding(param: Tensor, node: Node, _: int, transposed: bool, consumers: Consumers) -> Use:
     """Rows looked up; where all samples share the indices, the gradient is taken where they are added to the rest."""
     index = node._saved_indices
     if node._saved_scale_grad_by_freq or node._saved_sparse or transposed:
@@ -221,7 +141,7 @@ def _embedding(param: Tensor, node: Node, _: int, transposed: bool, consumers: _
     return Use(target, build)
 
 
-def _layer_norm(param: Tensor, node: Node, i: int, transposed: bool, _: _Consumers) -> Use:
+def _layer_norm(param: Tensor, node: Node, i: int, transposed: bool, _: Consumers) -> Use:
     x, mean, scale = (node._saved_input, node._saved_result1, node._saved_result2) if i == 1 else (None, None, None)
 
     def build(delta: Tensor, n: int, layout: int) -> Formed:
@@ -231,7 +151,7 @@ def _layer_norm(param: Tensor, node: Node, i: int, transposed: bool, _: _Consume
     return Use(node, build, formed=True)
 
 
-def _channel_norm(param: Tensor, node: Node, i: int, transposed: bool, _: _Consumers) -> Use:
+def _channel_norm(param: Tensor, node: Node, i: int, transposed: bool, _: Consumers) -> Use:
     """Group norm, and batch norm with fixed statistics: gains along dimension 1."""
     x = node._saved_input
     if node.name() == "NativeGroupNormBackward0":
@@ -253,14 +173,14 @@ def _channel_norm(param: Tensor, node: Node, i: int, transposed: bool, _: _Consu
     return Use(node, build, formed=True)
 
 
-def _channel_bias(param: Tensor, node: Node, i: int, transposed: bool, _: _Consumers) -> Use:
+def _channel_bias(param: Tensor, node: Node, i: int, transposed: bool, _: Consumers) -> Use:
     def build(delta: Tensor, n: int, layout: int) -> Formed:
         return Formed(_by_sample(delta.flatten(2).sum(2), n, layout).sum(1))
 
     return Use(node, build, formed=True)
 
 
-def _convolution(param: Tensor, node: Node, i: int, transposed: bool, _: _Consumers) -> Use:
+def _convolution(param: Tensor, node: Node, i: int, transposed: bool, _: Consumers) -> Use:
     x, dims = node._saved_input, param.ndim - 2
     if transposed:
         raise UnknownUseError("transposed kernel")
@@ -314,7 +234,8 @@ def _patches(
     return x.as_strided((*x.shape[:2], *kernel, *where), strides, x.storage_offset())
 
 
-_RULES: dict[tuple[str, int], _Rule] = {
+#: by name of the node and position of the parameter among its inputs
+RULES: dict[tuple[str, int], Rule] = {
     ("AddmmBackward0", 2): _matrix,
     ("MmBackward0", 1): _matrix,
     ("AddmmBackward0", 0): _broadcast,
