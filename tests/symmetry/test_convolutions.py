@@ -89,6 +89,32 @@ def bottleneck(w: int, narrow: int) -> nn.Module:
     )  # fmt: skip
 
 
+class ChannelNorm(nn.Module):
+    """LayerNorm over the channels of every position, as in ConvNeXt."""
+
+    def __init__(self, c: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(c, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class SumOverPositions(nn.Module):
+    """A constant arrives at the bias once for every position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("nchw,oc->no", x, self.weight) + self.bias
+
+
+def normed(last: nn.Module, *, bias: bool = True) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(2, 4, 2), ChannelNorm(4, bias=bias), last)
+
+
 def two_groups(c: int) -> nn.Module:
     return nn.GroupNorm(2, c)
 
@@ -150,6 +176,18 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, set[str]]]
         lambda: stack(nn.Conv2d(1, 2, 3, padding=1), LEAKY, Basic(2, 4, 2, two_groups), nn.AdaptiveAvgPool2d(1),
                       nn.Flatten(), nn.Linear(4, 3)),
         (4, 1, 6, 6), 4 + 4 + 4 + 6 + 2, {"S_2", "(S_2)^2", "R+^4", "R+^2", "Z_2^2", "T(4)"},
+    ),
+    # writers: what is added to all channels (8 + 1), the scale (1), O(3); gains against what reads them (4), the shift
+    # against the bias before it (4); readers: one constant for each of 3 rows and 4 or 9 positions of the kernel
+    "channel norm": (lambda: normed(nn.Conv2d(4, 3, 2)), (6, 2, 5, 5), 10 + 3 + 4 + 4 + 12, {"T(12)", "R+^4", "S_4"}),
+    "channel norm, strides": (
+        lambda: normed(nn.Conv2d(4, 3, 2, 2, dilation=2)), (6, 2, 5, 5), 10 + 3 + 4 + 4 + 12, {"T(12)"},
+    ),
+    "channel norm, zero padding": (
+        lambda: normed(nn.Conv2d(4, 3, 3, padding=1), bias=False), (6, 2, 5, 5), 10 + 3 + 4 + 27, {"T(27)"},
+    ),
+    "channel norm, sum over positions": (
+        lambda: normed(SumOverPositions()), (6, 2, 5, 5), 10 + 3 + 4 + 4 + 3, {"T(3)"},
     ),
     "DenseNet": (Dense, (3, 2, 4, 4), 5, {"S_3", "S_2", "R+^3", "R+^2"}),
     "U-Net": (UNet, (3, 1, 4, 4), 7, {"S_2", "S_3", "R+^2", "R+^3"}),

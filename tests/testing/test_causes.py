@@ -137,3 +137,24 @@ def test_products_that_span_few_functions() -> None:
     found = kinds(Gate())
     assert sum(found.values()) == 24 + 24 + 12 - 10 * 2
     assert found == {"removed": 6, "basis": 6 * (4 + 4 - 1 + 6 - 10), "product": 40 - 6 - 18}
+
+
+class _Single(nn.Module):
+    """Scores in float32, as many language models ask for: no trouble until everything else is in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.keys, self.values = nn.Parameter(torch.randn(5, 6)), nn.Parameter(torch.randn(6, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        scores = torch.matmul(h.to(torch.float32), self.keys).softmax(-1, dtype=torch.float32)
+        return self.second(scores.to(h.dtype) @ self.values)
+
+
+def test_a_model_that_asks_for_float32_is_followed_in_float64() -> None:
+    model = _Single()
+    explanation = explain_hidden(replace(find_symmetries(model, (X,)), symmetries=()), model, (X,), points=1)
+    assert explanation.explained
+    assert explanation.hidden == flat_directions(model, (X,)).flat > 0

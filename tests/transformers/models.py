@@ -14,6 +14,11 @@ def _ids(vocabulary: int, n: int = 2, length: int = 4) -> Tensor:
     return torch.arange(n * length).reshape(n, length) * 7 % vocabulary
 
 
+def _random_ids(vocabulary: int, n: int) -> Tensor:
+    """Enough contexts that no layer is a table of a few words."""
+    return torch.randint(vocabulary, (n, 4), generator=torch.Generator().manual_seed(0))
+
+
 def _decoder(**options: Any) -> dict[str, Any]:
     return {
         "hidden_size": 8, "intermediate_size": 6, "num_hidden_layers": 1, "num_attention_heads": 4,
@@ -45,6 +50,72 @@ def qwen3() -> nn.Module:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     return Qwen3ForCausalLM(Qwen3Config(**_decoder()))
+
+
+def cohere() -> nn.Module:
+    from transformers import CohereConfig, CohereForCausalLM
+
+    return CohereForCausalLM(CohereConfig(**_decoder(vocab_size=20, tie_word_embeddings=True)))
+
+
+def olmo2() -> nn.Module:
+    from transformers import Olmo2Config, Olmo2ForCausalLM
+
+    return Olmo2ForCausalLM(Olmo2Config(**_decoder(vocab_size=16)))
+
+
+def gemma3() -> nn.Module:
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    return Gemma3ForCausalLM(Gemma3TextConfig(**_decoder()))
+
+
+def gptj() -> nn.Module:
+    from transformers import GPTJConfig, GPTJForCausalLM
+
+    return GPTJForCausalLM(GPTJConfig(
+        vocab_size=30, n_positions=8, n_embd=12, n_layer=1, n_head=2, rotary_dim=4, n_inner=4, use_cache=False,
+        bos_token_id=0, eos_token_id=0,
+    ))  # fmt: skip
+
+
+def bloom() -> nn.Module:
+    from transformers import BloomConfig, BloomForCausalLM
+
+    return BloomForCausalLM(BloomConfig(vocab_size=9, hidden_size=6, n_layer=1, n_head=2, use_cache=False))
+
+
+def distilbert() -> nn.Module:
+    from transformers import DistilBertConfig, DistilBertModel
+
+    return DistilBertModel(DistilBertConfig(
+        vocab_size=9, dim=6, n_layers=1, n_heads=2, hidden_dim=7, max_position_embeddings=4,
+    ))  # fmt: skip
+
+
+def clip_text() -> nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(CLIPTextConfig(**_encoder(
+        vocab_size=9, max_position_embeddings=4, eos_token_id=2, bos_token_id=1, pad_token_id=0,
+    )))  # fmt: skip
+
+
+def whisper() -> nn.Module:
+    from transformers import WhisperConfig, WhisperModel
+
+    return WhisperModel(WhisperConfig(
+        vocab_size=9, d_model=6, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=5, decoder_ffn_dim=5, num_mel_bins=4, max_source_positions=4,
+        max_target_positions=4, use_cache=False, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        decoder_start_token_id=1,
+    ))  # fmt: skip
+
+
+def convnext() -> nn.Module:
+    from transformers import ConvNextConfig, ConvNextModel
+
+    return ConvNextModel(ConvNextConfig(num_channels=2, patch_size=2, num_stages=2, hidden_sizes=[4, 6], depths=[1, 1]))
 
 
 def mixtral() -> nn.Module:
@@ -180,6 +251,31 @@ CASES: dict[str, Case] = {
     "gpt-neox": Case(  # queries, keys and values side by side inside each head
         gpt_neox, (_ids(11),), 175,
         (("query_key_value: permute", "S_2"), ("rotate", "(GL(4))^2"), ("turn rotary pairs", "SO(2)^4")),
+    ),
+    "olmo2": Case(  # norms behind attention and behind the feed-forward part, and of all queries together
+        olmo2, (_random_ids(16, 16),), 55,
+        (("v_proj: rotate", "(GL(4))^2"), ("gate_proj: permute", "S_6"), ("gate_proj: rescale", "R+^6")),
+    ),
+    "cohere": Case(  # attention and feed-forward part side by side, rotary pairs interleaved
+        cohere, (_random_ids(20, 16),), 121,
+        (("v_proj: rotate", "(GL(4))^2"), ("gate_proj: permute", "S_6"), ("turn rotary pairs", "SO(2)^4")),
+    ),
+    "gemma3": Case(gemma3, (_random_ids(11, 12),), 73, (("gate_proj: permute", "S_6"), ("v_proj: rotate", "(GL(4))^2"))),
+    "gpt-j": Case(  # rotary pairs in a part of each head
+        gptj, (_random_ids(30, 24),), 289, (("turn rotary pairs", "SO(2)^4"), ("fc_in: permute", "S_4")),
+    ),
+    "bloom": Case(bloom, (_random_ids(9, 12),), 149, (("rotate", "(GL(3))^2"),)),
+    "distilbert": Case(distilbert, (_random_ids(9, 8),), 121, (("rotate", "(GL(3))^2"), ("lin1: permute", "S_7"))),
+    "clip, text": Case(
+        clip_text, (_random_ids(9, 8),), 131, (("rotate", "(GL(3))^2"), ("fc1: permute", "S_7")), opaque=("index",),
+    ),
+    "whisper": Case(
+        whisper, (torch.randn(8, 4, 8, generator=torch.Generator().manual_seed(0)), None, _random_ids(9, 8)), 306,
+        (("rotate", "(GL(3))^2"), ("fc1: permute", "S_5")),
+    ),
+    "convnext": Case(  # norms over channels in front of convolutions
+        convnext, (torch.randn(3, 2, 16, 16, generator=torch.Generator().manual_seed(0)),), 134,
+        (("downsampling_layer.1.weight: null direction", "T(24)"), ("pwconv1.weight: null direction", "T(16)")),
     ),
     "mixtral": Case(
         mixtral, (_ids(11),), 119,

@@ -146,17 +146,22 @@ def _null_directions(flow: Flow) -> list[Symmetry]:
             gain, shift = (None if o is None else flow.origin(o.value) for o in (norm.gain, norm.bias))
             if where is None or any(v is not None and v.kind != "param" for v in (gain, shift)):
                 continue
-            n = prod(size for d, size in enumerate(w.value.shape) if d != where.dim)
-            bias = None if shift is None else private_bias(flow, record.out, n)
+            rest = [d for d in range(w.value.ndim) if d != where.dim]
+            rows = [d for label in w.groups if label in record.out.groups for d in w.groups[label]]
+            if shift is not None and (record.border or sorted(rows) != rest[: len(rows)]):
+                continue  # the constant is not the same everywhere, or its rows lie between positions of a kernel
+            n, n_rows = (prod(w.value.shape[d] for d in dims) for dims in (rest, rows))
+            bias = None if shift is None else private_bias(flow, record.out, n_rows)
             groups = where.index.shape[0]
-            free = groups - (bias is None and shift is not None)
-            if free:
+            dim = groups * n - (n_rows if bias is None and shift is not None else 0)
+            if dim:
                 moved = [*places([where]), *([] if bias is None else [f"{bias}[0]"])]
                 out.append(
                     NullDirection(
-                        f"{where.param}: null direction", f"T({free * n})", free * n, tuple(moved), False,
+                        f"{where.param}: null direction", f"T({dim})", dim, tuple(moved), False,
                         reader=where, gain=None if gain is None else gain.name,
-                        shift=None if shift is None else shift.name, bias=bias, length=groups * n,
+                        shift=None if shift is None else shift.name, bias=bias, rows=n_rows,
+                        times=_constants(record, x), length=groups * n,
                     )
                 )  # fmt: skip
     return out
@@ -164,8 +169,9 @@ def _null_directions(flow: Flow) -> list[Symmetry]:
 
 def _read_slice(cells: Cells, record: Product, w: Operand, norm: Norm) -> Slice | None:
     """The dimension of a weight that is contracted with the whole normalised axis, group by group."""
-    contracted = {k for f in record.factors for k in f.groups if k not in record.out.groups}
-    if len(contracted) != 1 or len(w.groups.get(label := next(iter(contracted)), ())) != 1:
+    # the positions of a kernel are summed over too, but they are in the weight alone, those of the windows in the input
+    shared = {k for k in w.groups if k not in record.out.groups and all(k in f.groups for f in record.factors)}
+    if len(shared) != 1 or len(w.groups[label := next(iter(shared))]) != 1:
         return None
     (d,) = w.groups[label]
     axes = cells.lower.axes(norm.x.value)
@@ -177,6 +183,12 @@ def _read_slice(cells: Cells, record: Product, w: Operand, norm: Norm) -> Slice 
     if mine is not reduced[0].find() and not _is_grouped(cells, w.value, d, norm):
         return None
     return Slice(w.value.name, d, np.arange(w.value.shape[d]).reshape(-1, size, 1), "read")
+
+
+def _constants(record: Product, x: Operand) -> float:
+    """How often a product sums a constant input: once in a convolution, for every position in a sum over them."""
+    alone = [k for k in x.groups if k not in record.out.groups and sum(k in f.groups for f in record.factors) == 1]
+    return record.scale * prod(x.value.shape[d] for k in alone for d in x.groups[k])
 
 
 def _is_grouped(cells: Cells, value: Value, d: int, norm: Norm) -> bool:

@@ -120,20 +120,24 @@ class Unread(VectorSymmetry):
 class NullDirection(VectorSymmetry):
     """A reader of a LayerNorm may change along 1/g, which its output β + g⊙x̂ does not see because Σ x̂ = 0.
 
-    W → W + v(1/g)ᵀ and b → b − vΣβ/g. Elements: v for every group of a GroupNorm. Without a bias that takes the
-    constant back, Σ over the groups of vΣβ/g is made zero.
+    W → W + v(1/g)ᵀ and b → b − vΣβ/g. Elements: v for every group of a GroupNorm and every position of a kernel.
+    Without a bias that takes the constant back, the sum of vΣβ/g over groups and positions is made zero.
 
     Attributes:
         reader: the slice of W that is contracted with the output.
         gain: name of g.
         shift: name of β.
         bias: name of b.
+        rows: entries of b; the other entries of v are positions of a kernel.
+        times: how often the product sums a constant: for every position if it sums over them.
     """
 
     reader: Slice | None = None
     gain: str | None = None
     shift: str | None = None
     bias: str | None = None
+    rows: int = 1
+    times: float = 1.0
 
     def apply(self, params: Params, element: Tensor) -> dict[str, Tensor]:
         """Change the reader and take the constant back in the bias."""
@@ -143,14 +147,15 @@ class NullDirection(VectorSymmetry):
         w = params[self.reader.param]
         g = params[self.gain].reshape(groups, n) if self.gain is not None else w.new_ones(groups, n)
         block = self.reader.take(w)  # (groups, n, 1, *rest)
-        v = element.to(w).reshape(groups, -1)
+        v = element.to(w).reshape(groups, self.rows, -1)
         if self.shift is not None:
-            total = (params[self.shift].reshape(groups, n) / g).sum(1, keepdim=True)
+            total = (params[self.shift].reshape(groups, n) / g).sum(1).reshape(groups, 1, 1)
+            constant = (total * v).sum((0, 2))
             if self.bias is not None:
                 b = params[self.bias]
-                out[self.bias] = b - (total * v).sum(0).reshape(b.shape)
+                out[self.bias] = b - self.times * constant.reshape(b.shape)
             else:
-                v = v - total * (total * v).sum(0) / (total * total).sum()
+                v = v - total * constant[:, None] / (total.square().sum() * v.shape[2])
         v = v.reshape(block[:, 0].shape)
         out[self.reader.param] = self.reader.put(w, block + torch.einsum("fn,f...->fn...", 1 / g, v))
         return out

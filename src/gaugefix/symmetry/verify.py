@@ -103,13 +103,18 @@ def to_double(tree: Any) -> Any:
     )
 
 
+def no_lower(argument: Any) -> Any:
+    """float64 in the place of a lower floating type; any other argument as it is."""
+    return _HIGH.get(argument, argument) if isinstance(argument, torch.dtype) else argument
+
+
 class _Float64(TorchFunctionMode):
     """Requests for lower precision inside a model (a norm that casts to float32) get float64 instead."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         func = _HIGH_CASTS.get(func, func)  # called for every operation, so only what can hold a dtype is looked at
-        args = [_HIGH.get(a, a) if isinstance(a, torch.dtype) else a for a in args]
-        kwargs = {k: _HIGH.get(a, a) if isinstance(a, torch.dtype) else a for k, a in (kwargs or {}).items()}
+        args = [no_lower(a) for a in args]
+        kwargs = {k: no_lower(a) for k, a in (kwargs or {}).items()}
         if func in _GROUPED:  # torch has it in low precision only
             return _grouped_mm(*args, **kwargs)
         return func(*args, **kwargs)

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from gaugefix.errors import MeasurementError
 from gaugefix.symmetry.graph import math_attention, op_name
-from gaugefix.symmetry.verify import laboratory_copy, to_double
+from gaugefix.symmetry.verify import laboratory_copy, no_lower, to_double
 from gaugefix.testing.flat import SPREADS, redraw
 
 #: operations that are linear in every argument that can depend on data
@@ -45,6 +45,11 @@ class Tangents:
                 f"the module cannot be exported, so its tangents cannot be taken: {error}"
             ) from error
         self.graph = program.graph_module
+        for node in list(self.graph.graph.nodes):  # a model that asks for float32 inside is written down with it
+            node.args, node.kwargs = (fx.node.map_aggregate(part, no_lower) for part in (node.args, node.kwargs))
+            if node.target is torch.ops.aten._assert_tensor_metadata.default:
+                self.graph.graph.erase_node(node)
+        self.graph.recompile()
         targets = {s.arg.name: s.target for s in program.graph_signature.input_specs if s.target is not None}
         state = {**dict(lab.named_buffers()), **program.constants}
         self.slots: list[tuple[str, Any]] = []  # what goes into the placeholders: a parameter, a constant, or data
