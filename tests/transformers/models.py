@@ -260,7 +260,9 @@ CASES: dict[str, Case] = {
         cohere, (_random_ids(20, 16),), 121,
         (("v_proj: rotate", "(GL(4))^2"), ("gate_proj: permute", "S_6"), ("turn rotary pairs", "SO(2)^4")),
     ),
-    "gemma3": Case(gemma3, (_random_ids(11, 12),), 73, (("gate_proj: permute", "S_6"), ("v_proj: rotate", "(GL(4))^2"))),
+    "gemma3": Case(
+        gemma3, (_random_ids(11, 12),), 73, (("gate_proj: permute", "S_6"), ("v_proj: rotate", "(GL(4))^2")),
+    ),
     "gpt-j": Case(  # rotary pairs in a part of each head
         gptj, (_random_ids(30, 24),), 289, (("turn rotary pairs", "SO(2)^4"), ("fc_in: permute", "S_4")),
     ),
