@@ -207,3 +207,20 @@ def test_convolutional_networks(name: str) -> None:
     assert groups <= {s.group for s in found}
     assert found.flat_dim == flat
     assert min(flat_directions(model, args, seed=s).flat for s in range(3)) == flat
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        nn.Sequential(nn.AvgPool2d(2, padding=1), nn.Conv2d(4, 3, 2)),
+        nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(4, 3, 2)),
+        nn.Conv2d(4, 3, 3, padding="same"),
+        nn.ConvTranspose2d(4, 3, 2, 2),
+    ],
+    ids=["padded pooling", "zeros around", "padding", "transposed"],
+)
+def test_no_null_direction_where_the_border_sees_less_of_the_shift(last: nn.Module) -> None:
+    args = (torch.randn(6, 2, 5, 5),)
+    found = find_symmetries(normed(last), args, verify=False)
+    assert not [s.name for s in found if "null direction" in s.name]
+    assert find_symmetries(normed(last), args, verify=True).rejected == ()

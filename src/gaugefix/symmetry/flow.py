@@ -260,7 +260,7 @@ class Flow:
 
     @staticmethod
     def is_mean(record: Product) -> bool:
-        """Whether a one-factor product averages over what it contracts."""
+        """Whether a one-factor product averages over what it contracts, at every position alike."""
         factor = record.factors[0]
         count = prod(factor.value.shape[d] for k, g in factor.groups.items() if k not in record.out.groups for d in g)
-        return abs(count * record.scale - 1) < 1e-12
+        return abs(count * record.scale - 1) < 1e-12 and not record.border
