@@ -121,3 +121,39 @@ def test_a_check_in_float32_does_not_vouch_for_float64():
     assert gradient_noise(task).method == "loop"
     with precision(torch.float32):
         assert gradient_noise(task).method == "ghost norms"
+
+
+class _SlightlyWrong(torch.autograd.Function):
+    """The square, with a forward derivative that is off by 1e-5."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * ctx.saved_tensors[0] * grad
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return 2 * (1 + 1e-5) * ctx.saved_tensors[0] * tangent
+
+
+def test_a_forward_derivative_that_does_for_float32_is_not_used_in_float64():
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    task = Task(
+        nn.Linear(4, 2), lambda m, b: _SlightlyWrong.apply(m(b)).pow(3).sum(1), lambda: [x],
+        lr=0.1, weight_decay=0.0, batch_size=6,
+    )  # fmt: skip
+    with precision(torch.float32):
+        coarse = hvp(task, _ones(task))
+    exact = HessianOperator(task) @ _ones(task)
+    assert _flat(hvp(task, _ones(task))) == pytest.approx(_flat(exact), rel=1e-12)
+    assert _flat(coarse) == pytest.approx(_flat(exact), rel=1e-3)

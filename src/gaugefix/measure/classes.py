@@ -134,7 +134,10 @@ def checks(task: Task) -> dict[tuple[object, ...], Any]:
 
 
 def structure(model: nn.Module) -> tuple[object, ...]:
-    """What the operations of a model depend on, apart from values: kinds of modules, and which parameters are trained.
+    """What a check of the operations of a model depends on, apart from values.
+
+    Kinds of modules, which parameters are trained, and the precision: what holds to the digits of float32 need not hold
+    to those of float64.
 
     Args:
         model: any module.
@@ -142,7 +145,8 @@ def structure(model: nn.Module) -> tuple[object, ...]:
     Returns:
         A key.
     """
-    return (*map(type, model.modules()), *(k for k, p in model.named_parameters() if p.requires_grad))
+    dtypes = dict.fromkeys(p.dtype for p in model.parameters())
+    return (*map(type, model.modules()), *dtypes, *(k for k, p in model.named_parameters() if p.requires_grad))
 
 
 @contextlib.contextmanager
