@@ -248,8 +248,8 @@ def single_precision_copy(task: Task) -> Task:
     Returns:
         The copy; its ``batches`` cast the data.
     """
-    clone = _with_model(task, copy.deepcopy(task.model).to(torch.float32).eval(), torch.float32)
-    return clone if _evaluates(clone) else exact_copy(task)
+    clone = _cast_copy(task, torch.float32, read_only=False)
+    return clone if clone is not None and _evaluates(clone) else exact_copy(task)
 
 
 def _evaluates(task: Task) -> bool:

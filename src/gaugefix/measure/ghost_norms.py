@@ -56,10 +56,9 @@ def ghost_layouts(task: Task, batch: Batch) -> dict[str, tuple[int, ...]]:
         for layout in _candidates(len(found)):
             with torch.no_grad():
                 pieces = pieces_of(found, deltas, n, layout)
-                norms = squares(pieces) if pieces is not None else None
-            if pieces is None or norms is None:
-                continue
-            error = (norms[: len(rows)] - truth[name]).abs()
+                if pieces is None:
+                    continue
+                error = (squares(pieces)[: len(rows)] - truth[name]).abs()
             if bool((error <= small * truth[name] + floor).all()):
                 fits.append(layout)
                 if _one_position(pieces):  # both layouts are one
