@@ -259,8 +259,12 @@ class Flow:
                 return None
 
     @staticmethod
-    def is_mean(record: Product) -> bool:
+    def constants(record: Product, x: Operand) -> float:
+        """How often a product counts a constant input: once in a mean or a convolution, at every position in a sum."""
+        alone = [k for k in x.groups if k not in record.out.groups and sum(k in f.groups for f in record.factors) == 1]
+        return record.scale * prod(x.value.shape[d] for k in alone for d in x.groups[k])
+
+    @classmethod
+    def is_mean(cls, record: Product) -> bool:
         """Whether a one-factor product averages over what it contracts, at every position alike."""
-        factor = record.factors[0]
-        count = prod(factor.value.shape[d] for k, g in factor.groups.items() if k not in record.out.groups for d in g)
-        return abs(count * record.scale - 1) < 1e-12 and not record.border
+        return abs(cls.constants(record, record.factors[0]) - 1) < 1e-12 and not record.border

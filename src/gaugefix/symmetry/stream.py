@@ -161,7 +161,7 @@ def _null_directions(flow: Flow) -> list[Symmetry]:
                         f"{where.param}: null direction", f"T({dim})", dim, tuple(moved), False,
                         reader=where, gain=None if gain is None else gain.name,
                         shift=None if shift is None else shift.name, bias=bias, rows=n_rows,
-                        times=_constants(record, x), length=groups * n,
+                        times=flow.constants(record, x), length=groups * n,
                     )
                 )  # fmt: skip
     return out
@@ -183,12 +183,6 @@ def _read_slice(cells: Cells, record: Product, w: Operand, norm: Norm) -> Slice 
     if mine is not reduced[0].find() and not _is_grouped(cells, w.value, d, norm):
         return None
     return Slice(w.value.name, d, np.arange(w.value.shape[d]).reshape(-1, size, 1), "read")
-
-
-def _constants(record: Product, x: Operand) -> float:
-    """How often a product sums a constant input: once in a convolution, for every position in a sum over them."""
-    alone = [k for k in x.groups if k not in record.out.groups and sum(k in f.groups for f in record.factors) == 1]
-    return record.scale * prod(x.value.shape[d] for k in alone for d in x.groups[k])
 
 
 def _is_grouped(cells: Cells, value: Value, d: int, norm: Norm) -> bool:

@@ -120,8 +120,9 @@ class Unread(VectorSymmetry):
 class NullDirection(VectorSymmetry):
     """A reader of a LayerNorm may change along 1/g, which its output β + g⊙x̂ does not see because Σ x̂ = 0.
 
-    W → W + v(1/g)ᵀ and b → b − vΣβ/g. Elements: v for every group of a GroupNorm and every position of a kernel.
-    Without a bias that takes the constant back, the sum of vΣβ/g over groups and positions is made zero.
+    W → W + v(1/g)ᵀ and b → b − c·ΣvΣβ/g, the outer sum over groups and positions of the kernel, c = `times`. Elements:
+    v for every group of a GroupNorm and every position of a kernel. Without a bias that takes the constant back, the
+    sum is made zero.
 
     Attributes:
         reader: the slice of W that is contracted with the output.
